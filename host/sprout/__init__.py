@@ -1,0 +1,1 @@
+"""Sprout: a neural network that keeps learning on a microcontroller. Host compiler and tools."""
