@@ -1,0 +1,593 @@
+"""Graph + update plan -> blob: the compiler's last stage, and the function that runs all of them.
+
+``compile_model`` goes file -> front end -> head -> plan -> passes -> autodiff -> memory -> blob.
+Lowering an operator is one small function below, named after it: it returns the operator's row of
+the table (see ``blob``).
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from . import autodiff, blob, frontends, memory, passes
+from . import plan as plans
+from .frontends.head import replace_head
+from .graph import BITS, INT8, INT16, Graph, Op, SproutError, Tensor, macs, quantize_multiplier
+
+DEAD_SCALE = 1e-6
+"""Output channels with a smaller weight scale are frozen: their quantisation-aware step,
+1/scale**2, explodes."""
+
+GRADIENT_BITS = 14
+"""Magnitude bits of a gradient element; the sign makes 15 of the 16."""
+
+DEFAULT_SCRATCH = 4096
+"""Least bytes of scratch a blob asks for: frozen weights stream through it, and smaller tiles cost
+more reads."""
+
+
+def compile_model(
+    path: str | pathlib.Path,
+    plan: str = "none",
+    classes: Iterable[str] | None = None,
+    max_classes: int | None = None,
+    seed: int = 0,
+    input_range: tuple[float, float] | None = None,
+) -> blob.Blob:
+    """Compile a model file.
+
+    ``classes`` replaces the head by a fresh one for these names with room for ``max_classes``;
+    without it the model keeps its own.  ``input_range`` gives the real values of pixel 0 and 255
+    where the rule of ``input_table`` is wrong. Raises SproutError.
+    """
+    graph = frontends.load(path)
+    if classes:
+        names = list(classes)
+        if len(set(names)) != len(names) or not all(names):
+            raise SproutError(
+                f"classes: {','.join(names)} has an empty or a repeated name; "
+                "give each class a name of its own."
+            )
+        if max_classes is not None and max_classes < len(names):
+            raise SproutError(
+                f"max-classes: {max_classes} is less than the {len(names)} classes named; "
+                "raise it or name fewer."
+            )
+        graph = replace_head(graph, names, max_classes, seed=seed)
+    elif max_classes is not None:
+        raise SproutError(
+            "max-classes: it needs --classes, because only a fresh head has room for more classes."
+        )
+    return compile_graph(graph, plan, input_range=input_range)
+
+
+def compile_graph(
+    graph: Graph,
+    plan: str | plans.UpdatePlan = "none",
+    *,
+    run_passes: bool = True,
+    gradient_bits: int = GRADIENT_BITS,
+    input_range: tuple[float, float] | None = None,
+) -> blob.Blob:
+    """Compile a graph; ``plan`` is an UpdatePlan or a text that ``plan.parse`` reads.
+
+    ``gradient_bits`` below 14 narrows the gradients that enter a layer (7: what int8 would hold),
+    for measurements.
+    """
+    if run_passes:
+        graph = passes.run(graph)
+    if isinstance(plan, str):
+        plan = plans.parse(plan, len(graph.convs))
+    plans.apply(plan, graph)
+    schedule = autodiff.differentiate(graph)
+    result = _Lowering(schedule, gradient_bits).blob(input_range)
+    result.info["plan"] = str(plan)
+    return result
+
+
+def input_table(graph: Graph, input_range: tuple[float, float] | None = None) -> np.ndarray | None:
+    """Return the int8 input value of each pixel value (int8 [256]), or None if the input is no
+    picture.
+
+    The rule: real = low + pixel / 255 * (high - low), where (low, high) is the one of (-1, 1), (0,
+    1) and (0, 255) that the input's own quantised range comes closest to.  Where a pixel is one
+    LSB, the table is pixel - 128.
+    """
+    x = graph.input
+    if x.shape[2] not in (1, 3) or x.shape[0] < 2 or x.shape[1] < 2:
+        return None
+    pixel = np.arange(256)
+    low, high = x.scale * (-128 - x.zero_point), x.scale * (127 - x.zero_point)
+    if input_range is None:
+        usual = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-128.0, 127.0))
+        input_range = min(
+            usual, key=lambda r: (abs(r[0] - low) + abs(r[1] - high)) / (r[1] - r[0])
+        )
+        if abs(x.scale * 255 / (input_range[1] - input_range[0]) - 1) < 0.01:
+            return (pixel - 128).astype(np.int8)
+    real = input_range[0] + pixel / 255 * (input_range[1] - input_range[0])
+    return np.clip(np.floor(real / x.scale + x.zero_point + 0.5), -128, 127).astype(np.int8)
+
+
+class _Lowering:
+    """Gives tensors numbers and addresses, parameters a place, and every operator its row."""
+
+    def __init__(self, schedule: autodiff.Schedule, gradient_bits: int) -> None:
+        self.schedule = schedule
+        self.graph = schedule.graph
+        self.gradient_bits = gradient_bits
+        self.ops = [op for op in schedule.ops if op.kind != "reshape"]
+        self.n_forward = sum(op.kind != "reshape" for op in schedule.ops[: schedule.n_forward])
+        self.constants = bytearray()
+        self.initial = bytearray()
+        self.accum_len = 0
+        self.index_lists: dict[bytes, int] = {}
+        self.tail = bytearray()
+        self.trained: list[dict[str, Any]] = []
+        self.places: dict[
+            tuple[int, str], tuple[int, int]
+        ] = {}  # (conv, kind) -> trained, accumulator offset
+        self.keys = 0
+        self.scratch = DEFAULT_SCRATCH
+        self.tensors: list[Tensor] = []
+        self.number: dict[int, int] = {}
+        self.collect()
+
+    def collect(self) -> None:
+        """Number every tensor that an emitted operator touches, and the graph's ends."""
+        ends = [self.graph.input, self.graph.output, self.graph.logits]
+        if self.schedule.exponents is not None:
+            ends.append(self.schedule.exponents)
+        for t in ends + [t for op in self.ops for t in (*op.inputs, *op.outputs)]:
+            if id(t) not in self.number:
+                self.number[id(t)] = len(self.tensors)
+                self.tensors.append(t)
+
+    # memory
+
+    def lifetimes(self) -> dict[int, memory.Buffer]:
+        """Buffer of each owning tensor: alive from its first use to its last, in steps of the
+        schedule."""
+        spans: dict[int, memory.Buffer] = {}
+
+        def touch(t: Tensor, step: int) -> None:
+            root = t.root()
+            b = spans.setdefault(id(root), memory.Buffer(root.nbytes, step, step))
+            b.first, b.last = min(b.first, step), max(b.last, step)
+
+        for step, op in enumerate(self.ops):
+            for t in (*op.inputs, *op.outputs):
+                touch(t, step)
+        touch(self.graph.input, -1)
+        for t in (self.graph.output, self.graph.logits):
+            touch(t, self.n_forward)  # they are read after the forward pass
+        if self.schedule.exponents is not None:
+            touch(self.schedule.exponents, self.n_forward)
+            touch(self.schedule.exponents, len(self.ops) - 1)
+        return spans
+
+    # parts of the file
+
+    def constant(self, data: bytes) -> int:
+        offset = len(self.constants)
+        self.constants += data + bytes(-len(data) % 8)
+        return offset
+
+    def index_list(self, channels: np.ndarray | None) -> tuple[int, int]:
+        """Return (offset in the program section, length) of an index list, (-1, 0) for None."""
+        if channels is None:
+            return -1, 0
+        data = np.asarray(channels, "<u2").tobytes()
+        if data not in self.index_lists:
+            self.index_lists[data] = len(self.tail)
+            self.tail += data
+        tables = len(self.tensors) * 16 + len(self.ops) * 64
+        return tables + self.index_lists[data], len(channels)
+
+    def place(self, op: Op, kind: str, values: np.ndarray) -> int:
+        """Return the trained offset of a convolution's bias or weight, giving it one at the first
+        call."""
+        conv = op.attrs["conv_index"]
+        if (conv, kind) not in self.places:
+            self.places[conv, kind] = len(self.initial), self.accum_len
+            data = values.astype("<i4" if kind == "bias" else np.int8).tobytes()
+            channels = None if kind == "bias" else op.attrs["train_channels"]
+            self.trained.append({
+                "offset": len(self.initial), "kind": kind, "conv": conv, "layer": op.name,
+                "shape": list(values.shape),
+                "channels": None if channels is None else channels.tolist(),
+            })  # fmt: skip
+            self.initial += data + bytes(-len(data) % 4)
+            self.accum_len += (values.size * (4 if kind == "bias" else 2) + 3) // 4 * 4
+        return self.places[conv, kind][0]
+
+    def update_table(self, reals: np.ndarray, scales: np.ndarray) -> int:
+        """Write (Q30 mantissa, exponent) of each channel's step factor; dead channels get the
+        mantissa 0."""
+        mantissa, exponent = np.frexp(reals)
+        q = np.minimum(np.round(mantissa * (1 << 30)), (1 << 30) - 1).astype(np.int64)
+        q[scales < DEAD_SCALE] = 0
+        exponent = np.where(q == 0, 0, exponent - 30)
+        return self.constant(np.stack([q, exponent], 1).astype("<i4").tobytes())
+
+    def forward_records(self, op: Op) -> int:
+        """Write a convolution's forward records (see ``blob``)."""
+        weight, bias = op.params["weight"], op.params["bias"].astype(np.int64)
+        channels = weight.shape[0]
+        flat = weight.reshape(channels, -1)
+        x, y = op.inputs[0], op.outputs[0]
+        head = np.zeros((channels, 4), "<i4")
+        head[:, 0] = bias
+        for c in range(channels):
+            head[c, 1:3] = quantize_multiplier(
+                x.scale * float(op.params["weight_scales"][c]) / y.scale
+            )
+        head[:, 3] = flat.astype(np.int64).sum(1)
+        size = blob.forward_record_size(flat.shape[1])
+        self.scratch = max(self.scratch, size)
+        records = np.zeros((channels, size), np.uint8)
+        records[:, :16] = head.view(np.uint8)
+        records[:, 16 : 16 + flat.shape[1]] = flat.view(np.uint8)
+        return self.constant(records.tobytes())
+
+    # operators
+
+    def geometry(self, kernel: tuple[int, int], attrs: dict[str, Any]) -> list[int]:
+        stride, padding = attrs["stride"], attrs["padding"]
+        fields = (*kernel, *stride)
+        if max(fields) > 127 or max(padding[:2]) > 255:
+            raise SproutError(
+                f"a window of {kernel} with stride {stride} and padding {padding} is too large "
+                "for a blob, which packs each into a byte; use smaller ones."
+            )
+        return [
+            kernel[0] | kernel[1] << 8 | stride[0] << 16 | stride[1] << 24,
+            padding[0] | padding[1] << 8,
+        ]
+
+    def conv(self, op: Op) -> list[int]:
+        """CONV and DEPTHWISE; trained parts get their place in RAM."""
+        weight = op.params["weight"]
+        channels = op.attrs["train_channels"]
+        w_at = b_at = -1
+        if op.attrs["train_bias"]:
+            b_at = self.place(op, "bias", op.params["bias"])
+        if op.attrs["train_weight"]:
+            part = weight
+            if channels is not None:
+                part = weight[channels] if op.kind == "depthwise" else weight[..., channels]
+            w_at = self.place(op, "weight", part)
+        records = self.forward_records(op)
+        return [
+            *self.geometry(weight.shape[1:3], op.attrs), op.attrs["act_min"], op.attrs["act_max"],
+            records, w_at, b_at, *(self.index_list(channels) if w_at >= 0 else (-1, 0)),
+        ]  # fmt: skip
+
+    depthwise = conv
+
+    def add(self, op: Op) -> list[int]:
+        """ADD with TFLite's scaling: both sides relative to twice the larger scale, 20 bits up."""
+        a, b, y = *op.inputs, op.outputs[0]
+        twice = 2 * max(a.scale, b.scale)
+        pairs = (a.scale / twice, b.scale / twice, twice / ((1 << 20) * y.scale))
+        return [
+            *(v for real in pairs for v in quantize_multiplier(real)),
+            op.attrs["act_min"],
+            op.attrs["act_max"],
+        ]
+
+    def average_pool(self, op: Op) -> list[int]:
+        return [
+            *self.geometry(op.attrs["kernel"], op.attrs),
+            op.attrs["act_min"],
+            op.attrs["act_max"],
+        ]
+
+    max_pool = average_pool
+
+    def mean(self, op: Op) -> list[int]:
+        a = op.attrs
+        return [a["mult"], a["shift"], a["act_min"], a["act_max"], a["divisor"]]
+
+    def pad(self, op: Op) -> list[int]:
+        return [op.attrs["padding"][0], op.attrs["padding"][1], op.attrs["value"]]
+
+    def softmax(self, op: Op) -> list[int]:
+        """SOFTMAX: gemmlowp's PreprocessSoftmaxScaling and CalculateInputRadius with 5 integer
+        bits."""
+        x = op.inputs[0]
+        self.scratch = max(self.scratch, 4 * x.shape[2])
+        real = min(op.attrs["beta"] * x.scale * (1 << 26), float((1 << 31) - 1))
+        mult, shift = quantize_multiplier(real)
+        return [mult, shift, -math.floor(31 * (1 << 26) / (1 << shift))]
+
+    def gather(self, op: Op) -> list[int]:
+        return list(self.index_list(op.attrs["channels"]))
+
+    def requantize(self, op: Op) -> list[int]:
+        mult, shift = quantize_multiplier(op.inputs[0].scale / op.outputs[0].scale)
+        return [mult, shift, op.attrs["act_min"], op.attrs["act_max"]]
+
+    def cross_entropy(self, op: Op) -> list[int]:
+        logits = op.inputs[0]
+        self.scratch = max(self.scratch, 4 * logits.shape[2])
+        mantissa, exponent = math.frexp(logits.scale)
+        m = round(mantissa * (1 << 15))
+        if m == 1 << 15:
+            m, exponent = m // 2, exponent + 1
+        return [probability_factor(logits.scale), m, exponent - 15]
+
+    def scale_grad(self, op: Op) -> list[int]:
+        reals = op.attrs["multipliers"]
+        _, exponent = math.frexp(float(reals.max()))
+        q = np.minimum(np.round(reals * 2.0 ** (30 - exponent)), (1 << 30) - 1).astype(np.int64)
+        if len(q) == 1:
+            return [-1, exponent - 30, GRADIENT_BITS, int(q[0])]
+        self.scratch = max(self.scratch, 4 * len(q))
+        return [self.constant(q.astype("<i4").tobytes()), exponent - 30, self.bits(op)]
+
+    def bits(self, op: Op) -> int:
+        """Magnitude bits a layer's gradient may have so that no int32 sum over it can wrap: proven
+        from shapes.
+
+        The sums are those of the bias (pixels), of the weight (pixels times the input's range) and
+        of the input gradient (the largest L1 norm of the weights behind one input channel; 127
+        each where they are trained).
+        """
+        conv: Op = op.attrs["conv"]
+        x, y = conv.inputs[0], conv.outputs[0]
+        pixels = y.shape[0] * y.shape[1]
+        bound = pixels
+        if conv.attrs["train_weight"]:
+            bound = max(bound, pixels * max(127 - x.zero_point, 128 + x.zero_point))
+        if op.attrs["input_grad"]:
+            bound = max(bound, int(_reach(conv).max()))
+        return min(self.gradient_bits, _floor_log2(((1 << 31) - 1) // bound))
+
+    def input_grad_shift(self, op: Op) -> int:
+        """First guess at how far the sums of an input gradient must be shifted to fit 14 bits.
+
+        A guess too low makes the operator run twice, one too high costs precision.  The largest
+        sum is taken as the largest L2 norm of the weights behind an input channel times that of a
+        gradient pixel, which has one element at full scale and the others at a quarter of it.
+        """
+        weight = op.params["weight"].astype(np.float64)
+        axis = (1, 2) if op.kind.startswith("depthwise") else (0, 1, 2)
+        norm = float(np.sqrt((weight**2).sum(axis=axis)).max())
+        outputs = 1 if op.kind.startswith("depthwise") else weight.shape[0]
+        reach = norm * math.sqrt(1 + (outputs - 1) / 16) * 0.5
+        return max(0, math.ceil(math.log2(max(reach, 1.0))))
+
+    def conv_input_grad(self, op: Op) -> list[int]:
+        weight, channels = op.params["weight"], op.attrs["train_channels"]
+        w_at, index = -1, (-1, 0)
+        if op.attrs["train_weight"]:
+            w_at, index = (
+                self.places[op.attrs["conv_index"], "weight"][0],
+                self.index_list(channels),
+            )
+        records = -1
+        inputs = weight.shape[3]
+        size = blob.transposed_record_size(weight.size // inputs)
+        self.scratch = max(self.scratch, size)
+        if w_at < 0 or channels is not None:
+            table = np.zeros((inputs, size), np.int8)
+            table[:, : weight.size // inputs] = weight.transpose(3, 1, 2, 0).reshape(inputs, -1)
+            records = self.constant(table.tobytes())
+        return [
+            *self.geometry(weight.shape[1:3], op.attrs),
+            records,
+            w_at,
+            *index,
+            self.input_grad_shift(op),
+        ]
+
+    def depthwise_input_grad(self, op: Op) -> list[int]:
+        weight, channels = op.params["weight"], op.attrs["train_channels"]
+        w_at, index = -1, (-1, 0)
+        if op.attrs["train_weight"]:
+            w_at, index = (
+                self.places[op.attrs["conv_index"], "weight"][0],
+                self.index_list(channels),
+            )
+        return [
+            *self.geometry(weight.shape[1:3], op.attrs),
+            self.records[op.attrs["conv_index"]], w_at, *index,
+            self.input_grad_shift(op),
+        ]  # fmt: skip
+
+    def key(self) -> int:
+        self.keys += 1
+        return self.keys
+
+    def bias_update(self, op: Op) -> list[int]:
+        scales = op.params["weight_scales"].astype(np.float64)
+        table = self.update_table(
+            1.0 / np.maximum(op.attrs["x_scale"] * scales, 1e-30) ** 2, scales
+        )
+        self.scratch = max(self.scratch, 12 * len(scales))
+        trained, accum = self.places[op.attrs["conv_index"], "bias"]
+        return [trained, table, accum, self.key()]
+
+    def conv_weight_update(self, op: Op) -> list[int]:
+        weight = op.params["weight"]
+        scales = op.params["weight_scales"].astype(np.float64)
+        table = self.update_table(1.0 / np.maximum(scales, 1e-30) ** 2, scales)
+        row = math.prod(weight.shape[1:3]) * (
+            1 if op.kind.startswith("depthwise") else op.inputs[1].shape[2]
+        )
+        self.scratch = max(self.scratch, 8 * len(scales) + 4 * row)
+        trained, accum = self.places[op.attrs["conv_index"], "weight"]
+        index = (
+            self.index_list(op.attrs["train_channels"]) if op.kind.startswith("depthwise") else ()
+        )
+        return [
+            *self.geometry(weight.shape[1:3], op.attrs),
+            trained,
+            table,
+            accum,
+            self.key(),
+            *index,
+        ]
+
+    depthwise_weight_update = conv_weight_update
+
+    def add_grads(self, op: Op) -> list[int]:
+        return []
+
+    def average_pool_grad(self, op: Op) -> list[int]:
+        return self.geometry(op.attrs["kernel"], op.attrs)
+
+    max_pool_grad = average_pool_grad
+
+    def mean_grad(self, op: Op) -> list[int]:
+        mantissa, exponent = math.frexp(op.attrs["multiplier"])
+        return [exponent - 30, min(round(mantissa * (1 << 30)), (1 << 30) - 1)]
+
+    def pad_grad(self, op: Op) -> list[int]:
+        return [op.attrs["padding"][0], op.attrs["padding"][1]]
+
+    # the whole
+
+    def operands(self, op: Op) -> list[int]:
+        """Tensor numbers of an operator, a missing mask as NONE in its place."""
+        t = [self.number[id(v)] for v in (*op.inputs, *op.outputs)]
+        if op.kind in ("scale_grad", "mean_grad", "average_pool_grad") and len(op.inputs) == 1:
+            t.insert(1, blob.NONE)
+        return t + [blob.NONE] * (6 - len(t))
+
+    def blob(self, input_range: tuple[float, float] | None) -> blob.Blob:
+        spans = self.lifetimes()
+        buffers = list(spans.values())
+        arena = memory.place(buffers)
+        self.records: dict[int, int] = {}
+        rows: list[blob.BlobOp] = []
+        for step, op in enumerate(self.ops):
+            p = getattr(self, op.kind)(op)
+            if op.kind in ("conv", "depthwise"):
+                self.records[op.attrs["conv_index"]] = p[4]
+            flags = blob.TRAIN if op.kind == "gather" or step >= self.n_forward else 0
+            flags |= blob.INFER if op.attrs.get("infer_only") else 0
+            rows.append(
+                blob.BlobOp(
+                    op.kind, flags, self.operands(op), [int(v) for v in p] + [0] * (12 - len(p))
+                )
+            )
+        lut_at = 0
+        lut = input_table(self.graph, input_range)
+        if lut is not None:
+            lut_at = len(self.tensors) * 16 + len(self.ops) * 64 + len(self.tail)
+            self.tail += lut.tobytes()
+        slots = {id(g): i for i, g in enumerate(self.schedule.gradients)}
+        table = [
+            blob.BlobTensor(
+                spans[id(t.root())].offset, *t.shape, t.dtype, t.zero_point if t.dtype == INT8 else
+                0, slots.get(id(t.root()), blob.NONE),
+            )
+            for t in self.tensors
+        ]  # fmt: skip
+        graph = self.graph
+        learns = self.schedule.exponents is not None
+        flags = (
+            blob.FLAG_INPUT_FLOAT * graph.input_float | blob.FLAG_OUTPUT_FLOAT * graph.output_float
+        )
+        outputs = graph.logits.elements
+        names = graph.classes or [f"class_{i}" for i in range(outputs)]
+        result = blob.Blob(
+            flags | blob.FLAG_LEARNS * learns, arena, len(self.initial), self.accum_len,
+            (self.scratch + 7) // 8 * 8, self.n_forward, self.number[id(graph.input)],
+            self.number[id(graph.output)], self.number[id(graph.logits)], blob.NONE if
+            self.schedule.exponents is None else self.number[id(self.schedule.exponents)], outputs,
+            len(names), table, rows, bytes(self.tail), lut_at, bytes(self.constants),
+            bytes(self.initial),
+        )  # fmt: skip
+        result.meta = {
+            "name": graph.name,
+            "classes": names,
+            "input": _quantisation(graph.input),
+            "output": _quantisation(graph.output),
+            "logits": _quantisation(graph.logits) | {"p0": probability_factor(graph.logits.scale)},
+        }
+        result.info = self.info(spans, result)
+        return result
+
+    def info(self, spans: dict[int, memory.Buffer], b: blob.Blob) -> dict[str, Any]:
+        """Return what ``sprout inspect`` shows."""
+        counts = [int(op.attrs.get("macs", 0)) or macs(op) for op in self.ops]
+        saved = sum(
+            t.nbytes
+            for t in self.tensors
+            if t.alias is None and t is not self.graph.logits and t.dtype in (INT8, BITS)
+            and spans[id(t)].first < self.n_forward < spans[id(t)].last
+        )  # fmt: skip
+        forward, back = self.schedule.macs
+        return {
+            "source": self.graph.source,
+            "tensors": [
+                {
+                    "name": t.name, "shape": list(t.shape), "dtype": t.dtype, "nbytes": t.nbytes,
+                    "offset": spans[id(t.root())].offset, "alias": t.alias is not None,
+                    "first": max(spans[id(t.root())].first, 0), "last": spans[id(t.root())].last,
+                }
+                for t in self.tensors
+            ],
+            "ops": [
+                {"kind": op.kind, "name": op.name, "macs": m}
+                for op, m in zip(self.ops, counts, strict=True)
+            ],
+            "trained": self.trained,
+            "memory": {
+                "arena": b.arena_len, "lower_bound": memory.lower_bound(list(spans.values())),
+                "trained": b.trained_len, "scratch": b.scratch_len, "accum": b.accum_len,
+                "saved_activations": saved,
+                "gradients": sum(t.nbytes for t in self.tensors if t.dtype == INT16),
+                "program": blob.HEADER + b.tables_len + len(b.tail),
+            },
+            "flash": {
+                "program": blob.HEADER + b.tables_len + len(b.tail), "constants": len(b.constants),
+                "initial": len(b.initial),
+            },
+            "macs": {"forward": forward, "backward": back},
+        }  # fmt: skip
+
+
+def probability_factor(scale: float) -> int:
+    """Return p0 of CROSS_ENTROPY: a logit step of ``scale`` as a power of two, Q16."""
+    p0 = round(scale * math.log2(math.e) * (1 << 16))
+    if not 0 < p0 * 255 < 1 << 32:
+        raise SproutError(
+            f"logits have the scale {scale}, which no probability can be computed from; "
+            "quantise them with a scale from 1e-4 to 100."
+        )
+    return p0
+
+
+def _quantisation(t: Tensor) -> dict[str, Any]:
+    return {"shape": list(t.shape), "scale": t.scale, "zero_point": t.zero_point}
+
+
+def _floor_log2(n: int) -> int:
+    return n.bit_length() - 1
+
+
+def _reach(conv: Op) -> np.ndarray:
+    """L1 norm of the weights behind each input channel, with 127 for every weight that is
+    trained."""
+    weight = np.abs(conv.params["weight"].astype(np.int64))
+    if conv.attrs["train_weight"]:
+        channels = conv.attrs["train_channels"]
+        if channels is None:
+            weight[:] = 127
+        elif conv.kind == "depthwise":
+            weight[channels] = 127
+        else:
+            weight[..., channels] = 127
+    if conv.kind == "depthwise":
+        per_output = weight.sum(axis=(1, 2))
+        return per_output.reshape(conv.inputs[0].shape[2], -1).sum(1)
+    return weight.sum(axis=(0, 1, 2))
