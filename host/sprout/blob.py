@@ -427,11 +427,24 @@ def read(data: bytes, name: str = "blob") -> Blob:
                 f"{name} is damaged, operator {i} has the unknown code {code}: compile it again."
             )
         ops.append(BlobOp(OP_NAMES[code], flag, list(rest[:6]), list(rest[6:])))
+    if lut and not tables <= lut <= len(program) - 256:
+        raise SproutError(f"{name} is damaged, its input table is not there: compile it again.")
     return Blob(
         flags, arena, trained, accum, scratch, n_forward, x, y, logits, exponents, max_classes,
         n_classes, tensors, ops, program[tables:], lut, sections[1], sections[2],
-        json.loads(sections[3]), json.loads(sections[4] or b"{}"),
+        _json(sections[3], f"{name} is damaged, its meta section"),
+        _json(sections[4], f"{name} is damaged, its info section"),
     )  # fmt: skip
+
+
+def _json(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise SproutError(f"{what} is no JSON object: compile it again.")
+    return value
 
 
 def forward_record_size(taps: int) -> int:
