@@ -1,0 +1,1 @@
+"""The C core of Sprout, its MicroPython shells and the program that builds them."""

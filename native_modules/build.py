@@ -1,0 +1,278 @@
+"""Builds the C core: as a native module for a board, or as a shared library for this machine.
+
+    python native_modules/build.py natmod --arch x64 [-o build/sprout_core_x64.mpy]
+    python native_modules/build.py host [-o build/libsprout.so]
+
+`pip install ziglang` is the whole toolchain. Everything is written under build/, Zig's caches
+included, and nothing is compiled again while sources and flags stay the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+# Run as a program, this file's folder is on the path and the checkout is not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from native_modules import mpy
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parent / "build"
+CORE = HERE / "core"
+NATMOD = HERE / "natmod"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """How to compile for one of MicroPython's architectures: clang's target and its flags."""
+
+    target: str
+    flags: tuple[str, ...] = ()
+
+
+ARM_HARD_FLOAT = "thumb-freestanding-eabihf"
+TOOLCHAINS = {
+    "x64": Toolchain("x86_64-linux-musl", ("-O2", "-mcpu=x86_64")),
+    "armv6m": Toolchain("thumb-freestanding-eabi", ("-Os", "-mcpu=cortex_m0plus")),
+    "armv7m": Toolchain("thumb-freestanding-eabi", ("-Os", "-mcpu=cortex_m3")),
+    "armv7emsp": Toolchain(ARM_HARD_FLOAT, ("-Os", "-mcpu=cortex_m4+vfp4d16sp")),
+    "armv7emdp": Toolchain(ARM_HARD_FLOAT, ("-Os", "-mcpu=cortex_m7")),
+    "rv32imc": Toolchain(
+        "riscv32-freestanding-none", ("-Os", "-mcpu=generic_rv32+m+c+a-f-d", "-mabi=ilp32")
+    ),
+}
+
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+LANGUAGE = ("-std=c99", "-fno-common", "-fshort-enums", "-fno-sanitize=all")
+HOST_FLAGS = ("-O3", "-mcpu=native", "-fPIC", "-shared")
+# Hidden visibility and direct access keep every address relative to the code: no GOT.
+NATMOD_FLAGS = (
+    "-ffreestanding",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fdirect-access-external-data",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-fno-builtin",
+    "-fno-jump-tables",
+    "-fno-stack-protector",
+    "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables",
+)
+
+LINKER_SCRIPT = """\
+ENTRY(mpy_entry)
+SECTIONS {
+  . = IMAGE_BASE;
+  .image : { KEEP(*(.text.mpy_entry)) *(.text .text.*) *(.rodata .rodata.* .srodata .srodata.*)
+             *(.data.rel.ro .data.rel.ro.*) }
+  .data : { *(.data .data.* .sdata .sdata.*) }
+  .bss : { *(.bss .bss.* .sbss .sbss.* COMMON) }
+  /DISCARD/ : { *(.comment) *(.note .note.*) *(.eh_frame*) *(.ARM.exidx*) *(.ARM.attributes)
+                *(.riscv.attributes) *(.llvm_addrsig) }
+}
+"""
+# Far apart in every byte that an address can occupy, and within reach of 32-bit addresses.
+BASES = (0x10000, 0x7120000)
+
+
+class BuildError(Exception):
+    """The compiler, the linker or the .mpy writer refused; the message says what and where."""
+
+
+def _zig(args: Sequence[str | Path]) -> None:
+    environment = dict(os.environ)
+    for kind in ("GLOBAL", "LOCAL"):
+        environment[f"ZIG_{kind}_CACHE_DIR"] = str(BUILD / "zig-cache" / kind.lower())
+    command = [sys.executable, "-m", "ziglang", *map(str, args)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        message = result.stderr.strip()
+        raise BuildError(message or f"`{' '.join(command)}` failed without a message")
+
+
+def _zig_version() -> str:
+    try:
+        return metadata.version("ziglang")
+    except metadata.PackageNotFoundError:
+        raise BuildError(
+            f"the C compiler is missing from {sys.executable}: run `pip install ziglang`"
+        ) from None
+
+
+def _digest(files: Sequence[Path], *settings: object) -> str:
+    """Of the files, the headers beside them, the settings, this program and the compiler."""
+    folders = {NATMOD, *(file.parent for file in files)}
+    headers = {header for folder in folders for header in folder.glob("*.h")}
+    result = hashlib.sha256(repr((settings, _zig_version())).encode())
+    for file in [*files, *sorted(headers), HERE / "build.py", HERE / "mpy.py"]:
+        result.update(f"\n{file.name}\n".encode())
+        result.update(file.read_bytes())
+    return result.hexdigest()
+
+
+def _is_current(out: Path, digest: str) -> bool:
+    mark = out.with_name(out.name + ".digest")
+    return out.exists() and mark.exists() and mark.read_text() == digest
+
+
+def _deliver(built: Path, out: Path, digest: str) -> None:
+    """Moves a finished file into place in one step: another build may be reading the old one."""
+    mark = out.with_name(out.name + ".digest")
+    mark.unlink(missing_ok=True)
+    os.replace(built, out)
+    mark.write_text(digest)
+
+
+def _folder(out: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder for temporary files on the file system of the result."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=out.parent, prefix=".build-")
+
+
+def core_sources() -> list[Path]:
+    """The C files of the core, in a fixed order."""
+    return sorted(CORE.glob("*.c"))
+
+
+def build_host(out: Path | None = None) -> Path:
+    """Builds the core for this machine as a shared library for ctypes; returns its path."""
+    sources = core_sources()
+    if not sources:
+        raise BuildError(f"{CORE} holds no .c files: there is no core to build")
+    out = out or BUILD / "libsprout.so"
+    flags = [*HOST_FLAGS, *LANGUAGE, *WARNINGS]
+    digest = _digest(sources, flags)
+    if not _is_current(out, digest):
+        with _folder(out) as folder:
+            library = Path(folder, out.name)
+            _zig(["cc", *flags, *sources, "-o", library])
+            _deliver(library, out, digest)
+    return out
+
+
+def find_names(files: Sequence[Path]) -> list[str]:
+    """Every x of a QSTR(x) in C files, each once, sorted."""
+    names = set()
+    for file in files:
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#define")]
+        names |= set(re.findall(r"\bQSTR\((\w+)\)", "\n".join(lines)))
+    return sorted(names)
+
+
+def compile_objects(sources: Sequence[Path], arch: str, folder: Path) -> list[Path]:
+    """Compiles C files for one architecture into a folder, which holds `mp_names.h`."""
+    toolchain = TOOLCHAINS[arch]
+    flags = ["-target", toolchain.target, *toolchain.flags, *LANGUAGE, *NATMOD_FLAGS, *WARNINGS]
+    for include in (folder, NATMOD, CORE):
+        flags += ["-I", str(include)]
+    objects = []
+    for i, source in enumerate(sources):
+        objects.append(folder / f"{i}-{source.stem}.o")
+        _zig(["cc", *flags, "-c", source, "-o", objects[-1]])
+    return objects
+
+
+def link_image(objects: Sequence[Path], folder: Path) -> bytes:
+    """Links objects into one block of position-independent bytes that starts with `mpy_entry`."""
+    script = folder / "image.ld"
+    script.write_text(LINKER_SCRIPT)
+    links = []
+    for base in BASES:
+        program = folder / f"image-{base:x}.elf"
+        options = ["-static", "--gc-sections", "--build-id=none", f"--defsym=IMAGE_BASE={base:#x}"]
+        try:
+            _zig(["ld.lld", *options, "-T", script, "-o", program, *objects])
+        except BuildError as error:
+            missing = sorted(set(re.findall(r"undefined symbol: (\S+)", str(error))))
+            if not missing:
+                raise
+            raise BuildError(
+                f"the module uses {', '.join(missing)}, which no C file here defines; a native "
+                "module has no C library or compiler helpers: write it or avoid the operation"
+            ) from None
+        links.append(program.read_bytes())
+    return mpy.make_image(links[0], links[1])
+
+
+def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
+    """Builds C files, one of which defines `mpy_entry`, as the native module `out`; returns `out`.
+
+    Raises BuildError or mpy.MpyError where the sources cannot become a module.
+    """
+    if arch not in TOOLCHAINS:
+        raise BuildError(f"no toolchain for {arch!r}: choose one of {', '.join(TOOLCHAINS)}")
+    sources = [*sources, NATMOD / "libc.c"]
+    toolchain = TOOLCHAINS[arch]
+    digest = _digest(sources, arch, toolchain, LANGUAGE, NATMOD_FLAGS, WARNINGS, LINKER_SCRIPT)
+    if _is_current(out, digest):
+        return out
+    with _folder(out) as name:
+        folder = Path(name)
+        names = find_names([*sources, NATMOD / "mp_runtime.h"])
+        constants = "".join(f"    NAME_{name} = {i},\n" for i, name in enumerate(names))
+        (folder / "mp_names.h").write_text(f"// Written by build.py.\nenum {{\n{constants}}};\n")
+        image = link_image(compile_objects(sources, arch, folder), folder)
+        module = folder / out.name
+        module.write_bytes(mpy.write_mpy(image, arch, names))
+        _deliver(module, out, digest)
+    return out
+
+
+def build_natmod(arch: str, out: Path | None = None) -> Path:
+    """Builds the core and its shell as a native module for one architecture; returns its path."""
+    shell = sorted(file for file in NATMOD.glob("*.c") if file.name != "libc.c")
+    return build_module([*core_sources(), *shell], arch, out or BUILD / f"sprout_core_{arch}.mpy")
+
+
+def manifest(module: Path) -> dict[str, object]:
+    """What a native module costs: `file_bytes` of flash, `code_bytes` of memory once loaded.
+
+    A board loads the code into the MicroPython heap (ESP32: into instruction RAM), in blocks of
+    16 bytes. MicroPython's unix port maps whole pages outside its heap instead, so a simulated
+    board must add the `code_bytes` of that board's module to what `gc.mem_alloc()` says.
+    """
+    info = mpy.read_mpy(module.read_bytes())
+    return {
+        "file": module.name,
+        "abi": f"{info.version}.{info.sub_version}",
+        "arch": info.arch,
+        "file_bytes": module.stat().st_size,
+        "code_bytes": (info.code_bytes + 15) // 16 * 16,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Build the C core of Sprout.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    natmod = commands.add_parser("natmod", help="a native module for MicroPython")
+    natmod.add_argument("--arch", choices=TOOLCHAINS, default="x64")
+    natmod.add_argument("-o", "--output", type=Path)
+    host = commands.add_parser("host", help="a shared library for this machine")
+    host.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args(argv)
+    try:
+        if options.command == "host":
+            print(build_host(options.output))
+        else:
+            print(json.dumps(manifest(build_natmod(options.arch, options.output)), indent=2))
+    except (BuildError, mpy.MpyError) as error:
+        print(f"build.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
