@@ -65,8 +65,8 @@ def residual_net(seed=0):
     c = m.conv(b, 16, 3, depthwise=True)
     d = m.conv(c, 8, relu=False)
     e = m.op("add", [a, d], (4, 4, 8), 0.06, -1)
-    mult, shift = quantize_multiplier(1.0)
-    f = m.op("mean", [e], (1, 1, 8), 0.06, -1, mult=mult, shift=shift, divisor=16)
+    mult, shift = quantize_multiplier(1 / 16)
+    f = m.op("mean", [e], (1, 1, 8), 0.06, -1, mult=mult, shift=shift)
     return m.graph(x, m.conv(f, 4, relu=False))
 
 

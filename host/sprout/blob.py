@@ -83,6 +83,8 @@ int32 sums wrap; products of two int32 are taken in 64 bits.  ``x >> n`` is arit
 * ``mbqm(x, m, s)``, gemmlowp: y = x * 2**max(s, 0) (int32); ab = y * m; y = (ab + nudge) / 2**31
   truncated to zero with nudge = 2**30 if ab >= 0 else 1 - 2**30; then e = max(-s, 0): y = (y >> e)
   + ((y & (2**e - 1)) > ((2**e - 1) >> 1) + (y < 0)).  Shifts are brought into [-31, 30] first.
+* ``once(x, m, s)``, rounded a single time: v = x * m (64 bits); y = (|v| + (1 << (30 - s))) >> (31
+  - s) with the sign of v, in 64 bits until the clamp.  Shifts are brought into [-31, 30] first.
 * ``div_away(a, n)`` = (a + n/2) / n for a > 0 else (a - n/2) / n, with n/2 rounded down and the
   quotient truncated.
 
@@ -94,7 +96,8 @@ Forward operators
 
 1 CONV (x, y, mask)
     p0 p1 geometry, p2 act_min, p3 act_max, p4 forward records, p5 trained weight, p6 trained bias,
-    p7 index list, p8 its length. y = clamp(zy + mbqm(bias + sum (x - zx) * w, multiplier, shift))
+    p7 index list, p8 its length. y = clamp(zy + mbqm(bias + sum (x - zx) * w, multiplier, shift)).
+    p9 = 1 (a TFLite FULLY_CONNECTED): once(...) in the place of mbqm(...)
 2 DEPTHWISE (x, y, mask)
     the same; output channel c reads input channel c // (y.c / x.c), p7 lists output channels
 3 ADD (a, b, y, mask)
@@ -106,8 +109,8 @@ Forward operators
     the same with the maximum; arg (int8, read as u8) keeps the window position ky * kw + kx of the
     first maximum
 6 MEAN (x, y, mask)
-    p0 multiplier, p1 shift, p2 act_min, p3 act_max, p4 divisor. v = mbqm(sum over h, w of (x -
-    zx), p0, p1); y = clamp(zy + (div_away(v, p4) if p4 > 1 else v))
+    p0 multiplier, p1 shift (1 / count is in them), p2 act_min, p3 act_max. y = clamp(zy + mbqm(sum
+    over h, w of (x - zx), p0, p1))
 7 PAD (x, y)
     p0 top, p1 left, p2 value: y is x with borders of value
 8 SOFTMAX (x, y)
@@ -136,7 +139,7 @@ EXP_ZERO.
 34 CONV_INPUT_GRAD (g, dx)
     p0 p1 geometry, p2 transposed records (-1: all weights are trained), p3 trained weight, p4
     index list, p5 its length, p6 shift. v = sum g * w over taps and output channels; s = max(p6,
-    bitlen(max |v|) - 14); dx = rshift(v, s), E + s
+    bitlen(max |v|) - 14); dx = rshift(v, s), E + s, or EXP_ZERO if all v are 0
 35 DEPTHWISE_INPUT_GRAD (g, dx)
     the same from forward records (p2)
 36 BIAS_UPDATE (g)
@@ -147,10 +150,11 @@ EXP_ZERO.
     channels only; v = sum over pixels of g * (x - zx); update(weight, v)
 38 DEPTHWISE_WEIGHT_UPDATE (g, x)
     the same; p6 index list of channels, p7 its length (x then holds just those; with -1, x is the
-    layer's whole input)
+    layer's whole input); the update table has all the layer's channels in either case
 39 ADD_GRADS (a, b, out)
-    E = max(Ea, Eb); out = rshift(rshift(a, E - Ea) + rshift(b, E - Eb), 1), exponent E + 1; an
-    all-zero side counts as 0; out may be a or b
+    E = max(Ea, Eb); t = rshift(a, E - Ea) + rshift(b, E - Eb); out = (t + ((t >> 1) & 1)) >> 1,
+    half of it with ties to even (rounded up, they would add up over the network), exponent E + 1;
+    an all-zero side counts as 0; out may be a or b
 40 AVERAGE_POOL_GRAD (g, mask, dx)
     p0 p1 geometry. v = sum over windows of g * div_away(2**15, count), masked; dx = normalize(v,
     14), E - 15 + s
