@@ -1,0 +1,55 @@
+// Sum of two tensors, and of the two gradients that meet where a tensor was used twice.
+
+#include "internal.h"
+
+void sp_add(exec_t *e, const op_t *op) {
+    tensor_t y;
+    const tensor_t a = sp_bind(e, op, 0, INT8), b = sp_bind(e, op, 1, INT8);
+    const output_t out = sp_bind_output(e, op, 2, 6, &y);
+    sp_require(e, a.n == y.n, 0);
+    sp_require(e, b.n == y.n, 1);
+    if (sp_stop(e)) {
+        return;
+    }
+    const int8_t *x1 = a.data, *x2 = b.data;
+    for (uint32_t first = 0; first < y.n; first += BLOCK) {
+        const uint32_t n = umin32(y.n - first, BLOCK);
+        int32_t v[BLOCK];
+        for (uint32_t i = 0; i < n; ++i) {
+            const int32_t d1 = (x1[first + i] - a.zero_point) * (1 << 20);
+            const int32_t d2 = (x2[first + i] - b.zero_point) * (1 << 20);
+            const int32_t sum = add32(mbqm(d1, op->p[0], op->p[1]), mbqm(d2, op->p[2], op->p[3]));
+            v[i] = add32(out.zero_point, mbqm(sum, op->p[4], op->p[5]));
+        }
+        sp_store(&out, v, n, first);
+    }
+}
+
+void sp_add_grads(exec_t *e, const op_t *op) {
+    const tensor_t a = sp_bind_gradient(e, op, 0), b = sp_bind_gradient(e, op, 1);
+    const tensor_t out = sp_bind_gradient(e, op, 2);
+    sp_require(e, a.n == out.n, 0);
+    sp_require(e, b.n == out.n, 1);
+    if (sp_stop(e)) {
+        return;
+    }
+    if (is_zero(&a) && is_zero(&b)) {
+        sp_store_zero(&out);
+        return;
+    }
+    const int32_t ea = is_zero(&a) ? *b.exponent : *a.exponent;
+    const int32_t eb = is_zero(&b) ? *a.exponent : *b.exponent;
+    const int32_t exponent = max32(ea, eb);
+    const int32_t sa = (int32_t)((uint32_t)exponent - (uint32_t)ea);
+    const int32_t sb = (int32_t)((uint32_t)exponent - (uint32_t)eb);
+    const bool zero_a = is_zero(&a), zero_b = is_zero(&b);
+    const int16_t *x1 = a.data, *x2 = b.data;
+    int16_t *y = out.data;
+    for (uint32_t i = 0; i < out.n; ++i) {
+        const int32_t v1 = zero_a ? 0 : rshift32(x1[i], sa);
+        const int32_t v2 = zero_b ? 0 : rshift32(x2[i], sb);
+        const int32_t sum = v1 + v2;
+        y[i] = (int16_t)((sum + (sum >> 1 & 1)) >> 1); // halves to even
+    }
+    *out.exponent = add32(exponent, 1);
+}

@@ -1,0 +1,286 @@
+// Convolution and the gradient of its input. Tensors are (h, w, c); x is (H, W, I), y (P, Q, O).
+
+#include "internal.h"
+
+// sum[r] += x . w[r] for n_rows rows of weights; x and every row are n long.
+static void dot_rows(const int8_t *restrict x, const int8_t *w, uint32_t stride, uint32_t n_rows,
+    uint32_t n, int32_t *sum) {
+    uint32_t r = 0;
+    for (; r + 4 <= n_rows; r += 4, w += 4 * stride) {
+        const int8_t *restrict w0 = w, *restrict w1 = w + stride;
+        const int8_t *restrict w2 = w + 2 * stride, *restrict w3 = w + 3 * stride;
+        uint32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        for (uint32_t i = 0; i < n; ++i) {
+            const int32_t xi = x[i];
+            s0 += (uint32_t)(xi * w0[i]);
+            s1 += (uint32_t)(xi * w1[i]);
+            s2 += (uint32_t)(xi * w2[i]);
+            s3 += (uint32_t)(xi * w3[i]);
+        }
+        sum[r] = add32(sum[r], (int32_t)s0);
+        sum[r + 1] = add32(sum[r + 1], (int32_t)s1);
+        sum[r + 2] = add32(sum[r + 2], (int32_t)s2);
+        sum[r + 3] = add32(sum[r + 3], (int32_t)s3);
+    }
+    for (; r < n_rows; ++r, w += stride) {
+        uint32_t s = 0;
+        for (uint32_t i = 0; i < n; ++i) {
+            s += (uint32_t)(x[i] * w[i]);
+        }
+        sum[r] = add32(sum[r], (int32_t)s);
+    }
+}
+
+// sum[r] -= zero_point * (sum of w[r] [n])
+static void subtract_zero(int32_t zero_point, const int8_t *w, uint32_t stride, uint32_t n_rows,
+    uint32_t n, int32_t *sum) {
+    for (uint32_t r = 0; r < n_rows; ++r, w += stride) {
+        uint32_t total = 0;
+        for (uint32_t i = 0; i < n; ++i) {
+            total += (uint32_t)w[i];
+        }
+        sum[r] = add32(sum[r], (int32_t)(0u - total * (uint32_t)zero_point));
+    }
+}
+
+typedef struct {
+    tensor_t x, y;
+    output_t out;
+    window_t k;
+    uint32_t size; // of a record
+    bool single;   // rounds once
+} conv_t;
+
+// y[.., first : first + n] from the records of those n <= BLOCK channels; bias [n], or NULL for
+// that of the records. The zero point of x is in the bias for whole windows; where a border cuts
+// taps off, it is subtracted from each.
+static void conv_block(
+    const conv_t *c, const uint8_t *records, const int32_t *bias, uint32_t first, uint32_t n) {
+    const tensor_t *x = &c->x, *y = &c->y;
+    const window_t *k = &c->k;
+    int32_t cut_bias[BLOCK], whole_bias[BLOCK], multiplier[BLOCK], shift[BLOCK], sum[BLOCK];
+    for (uint32_t i = 0; i < n; ++i) {
+        const record_t *record = record_at(records, c->size, i);
+        const uint32_t zero = (uint32_t)record->sum * (uint32_t)x->zero_point;
+        cut_bias[i] = bias ? bias[i] : record->bias;
+        whole_bias[i] = (int32_t)((uint32_t)cut_bias[i] - zero);
+        multiplier[i] = record->multiplier;
+        shift[i] = record->shift;
+    }
+    const int8_t *weight = record_at(records, c->size, 0)->weight;
+    const int8_t *data = x->data;
+    const uint32_t channels = (uint32_t)x->c;
+    for (int32_t oy = 0; oy < y->h; ++oy) {
+        const span_t v = span(oy, k->stride_h, k->top, k->kh, x->h);
+        for (int32_t ox = 0; ox < y->w; ++ox) {
+            const span_t u = span(ox, k->stride_w, k->left, k->kw, x->w);
+            const bool cut = (v.to - v.from) * (u.to - u.from) < k->taps;
+            const uint32_t run = (uint32_t)(u.to - u.from) * channels;
+            for (uint32_t i = 0; i < n; ++i) {
+                sum[i] = cut ? cut_bias[i] : whole_bias[i];
+            }
+            for (int32_t ky = v.from; ky < v.to && run; ++ky) {
+                const int8_t *w = weight + (uint32_t)(ky * k->kw + u.from) * channels;
+                dot_rows(data + at(x, v.start + ky, u.start + u.from), w, c->size, n, run, sum);
+                if (cut) {
+                    subtract_zero(x->zero_point, w, c->size, n, run, sum);
+                }
+            }
+            for (uint32_t i = 0; i < n && !c->single; ++i) {
+                sum[i] = add32(y->zero_point, mbqm(sum[i], multiplier[i], shift[i]));
+            }
+            for (uint32_t i = 0; i < n && c->single; ++i) {
+                sum[i] = y->zero_point + once(sum[i], multiplier[i], shift[i]);
+            }
+            sp_store(&c->out, sum, n, at(y, oy, ox) + first);
+        }
+    }
+}
+
+// Puts the trained weights [n_records, taps, list.n] over those of the records, whose input
+// channels the list names, and sums again.
+static void overlay(uint8_t *records, uint32_t size, uint32_t n_records, const int8_t *trained,
+    list_t list, uint32_t taps, uint32_t channels) {
+    for (uint32_t i = 0; i < n_records; ++i) {
+        record_t *record = (record_t *)(void *)(records + i * size);
+        int8_t *w = record->weight;
+        for (uint32_t tap = 0; tap < taps; ++tap, w += channels) {
+            for (int32_t j = 0; j < list.n; ++j) {
+                w[list.channel ? list.channel[j] : j] = *trained++;
+            }
+        }
+        uint32_t sum = 0;
+        for (uint32_t j = 0; j < taps * channels; ++j) {
+            sum += (uint32_t)record->weight[j];
+        }
+        record->sum = (int32_t)sum;
+    }
+}
+
+void sp_conv(exec_t *e, const op_t *op) {
+    conv_t c;
+    c.x = sp_bind(e, op, 0, INT8);
+    c.out = sp_bind_output(e, op, 1, 2, &c.y);
+    c.k = sp_bind_window(e, op);
+    c.single = op->p[9] == 1;
+    const uint32_t taps = (uint32_t)c.k.taps, channels = (uint32_t)c.x.c, n = (uint32_t)c.y.c;
+    c.size = size_add(sizeof(record_t), round4(size_mul(taps, channels)));
+    const records_t records = sp_bind_records(e, op, 4, n, c.size, 1);
+    const list_t list = op->p[5] == -1 ? (list_t){0} : sp_bind_list(e, op, 7, c.x.c);
+    const uint32_t row = size_mul(taps, (uint32_t)list.n); // trained weights per output channel
+    const int8_t *trained = sp_bind_trained(e, op, 5, n, row);
+    const int32_t *bias = sp_bind_trained(e, op, 6, n, sizeof(int32_t));
+    sp_need_scratch(e, c.size);
+    if (sp_stop(e)) {
+        return;
+    }
+    for (uint32_t first = 0, count; first < n; first += count) {
+        uint8_t *tile = sp_load(e, &records, first, trained != NULL, &count);
+        if (!tile) {
+            return;
+        }
+        if (trained) {
+            overlay(tile, c.size, count, trained + first * row, list, taps, channels);
+        }
+        for (uint32_t i = 0; i < count; i += BLOCK) {
+            conv_block(&c, tile + i * c.size, bias ? bias + first + i : NULL, first + i,
+                umin32(count - i, BLOCK));
+        }
+    }
+}
+
+// sum[r] += g . w[r]; the gradients and every row of weights are n long.
+static void dot_rows_s16(const int16_t *restrict g, const int8_t *w, uint32_t stride,
+    uint32_t n_rows, uint32_t n, int32_t *sum) {
+    uint32_t r = 0;
+    for (; r + 4 <= n_rows; r += 4, w += 4 * stride) {
+        const int8_t *restrict w0 = w, *restrict w1 = w + stride;
+        const int8_t *restrict w2 = w + 2 * stride, *restrict w3 = w + 3 * stride;
+        uint32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        for (uint32_t i = 0; i < n; ++i) {
+            const int32_t gi = g[i];
+            s0 += (uint32_t)(gi * w0[i]);
+            s1 += (uint32_t)(gi * w1[i]);
+            s2 += (uint32_t)(gi * w2[i]);
+            s3 += (uint32_t)(gi * w3[i]);
+        }
+        sum[r] = add32(sum[r], (int32_t)s0);
+        sum[r + 1] = add32(sum[r + 1], (int32_t)s1);
+        sum[r + 2] = add32(sum[r + 2], (int32_t)s2);
+        sum[r + 3] = add32(sum[r + 3], (int32_t)s3);
+    }
+    for (; r < n_rows; ++r, w += stride) {
+        uint32_t s = 0;
+        for (uint32_t i = 0; i < n; ++i) {
+            s += (uint32_t)(g[i] * w[i]);
+        }
+        sum[r] = add32(sum[r], (int32_t)s);
+    }
+}
+
+typedef struct {
+    tensor_t g, dx;
+    window_t k;
+    uint32_t size; // of a record
+    int32_t shift;
+} conv_grad_t;
+
+// dx[.., first : first + n] of n <= BLOCK input channels. Returns all magnitudes before the shift
+// ored together, which has the bit length of the greatest.
+static uint32_t conv_input_grad_block(
+    const conv_grad_t *c, const uint8_t *records, uint32_t first, uint32_t n) {
+    const tensor_t *g = &c->g, *dx = &c->dx;
+    const window_t *k = &c->k;
+    const int16_t *gradient = g->data;
+    const int8_t *weight = (const int8_t *)records;
+    const uint32_t channels = (uint32_t)g->c;
+    uint32_t seen = 0;
+    int32_t sum[BLOCK];
+    for (int32_t y = 0; y < dx->h; ++y) {
+        for (int32_t x = 0; x < dx->w; ++x) {
+            for (uint32_t i = 0; i < n; ++i) {
+                sum[i] = 0;
+            }
+            for (int32_t ky = 0; ky < k->kh; ++ky) {
+                const int32_t oy = window_of(y, ky, k->stride_h, k->top, g->h);
+                for (int32_t kx = 0; kx < k->kw && oy >= 0; ++kx) {
+                    const int32_t ox = window_of(x, kx, k->stride_w, k->left, g->w);
+                    if (ox >= 0) {
+                        const int8_t *w = weight + (uint32_t)(ky * k->kw + kx) * channels;
+                        dot_rows_s16(gradient + at(g, oy, ox), w, c->size, n, channels, sum);
+                    }
+                }
+            }
+            int16_t *restrict d = (int16_t *)dx->data + at(dx, y, x) + first;
+            for (uint32_t i = 0; i < n; ++i) {
+                seen |= magnitude32(sum[i]);
+                d[i] = (int16_t)rshift32(sum[i], c->shift);
+            }
+        }
+    }
+    return seen;
+}
+
+// Writes the trained weights [O, taps, list.n] of input channels first to first + count over their
+// transposed records.
+static void overlay_transposed(uint8_t *records, uint32_t size, uint32_t first, uint32_t count,
+    const int8_t *trained, list_t list, uint32_t taps, uint32_t outputs) {
+    const uint32_t n = (uint32_t)list.n;
+    for (uint32_t j = 0; j < n; ++j) {
+        const uint32_t c = (list.channel ? list.channel[j] : j) - first;
+        if (c >= count) { // below `first` too
+            continue;
+        }
+        int8_t *w = (int8_t *)records + c * size;
+        for (uint32_t tap = 0; tap < taps; ++tap) {
+            for (uint32_t o = 0; o < outputs; ++o) {
+                *w++ = trained[(o * taps + tap) * n + j];
+            }
+        }
+    }
+}
+
+void sp_conv_input_grad(exec_t *e, const op_t *op) {
+    conv_grad_t c;
+    c.g = sp_bind_gradient(e, op, 0);
+    c.dx = sp_bind_gradient(e, op, 1);
+    c.k = sp_bind_window(e, op);
+    c.shift = sp_bind_value(e, op, 6, 0, 31);
+    const uint32_t taps = (uint32_t)c.k.taps, outputs = (uint32_t)c.g.c, n = (uint32_t)c.dx.c;
+    c.size = round4(size_mul(taps, outputs));
+    const records_t records = op->p[2] == -1 ? (records_t){ABSENT, c.size, n, 1}
+                                             : sp_bind_records(e, op, 2, n, c.size, 1);
+    const list_t list = op->p[3] == -1 ? (list_t){0} : sp_bind_list(e, op, 4, c.dx.c);
+    const uint32_t row = size_mul(taps, (uint32_t)list.n); // trained weights per output channel
+    const int8_t *trained = sp_bind_trained(e, op, 3, outputs, row);
+    sp_need_scratch(e, c.size);
+    if (records.offset == ABSENT && (!trained || list.n != c.dx.c)) {
+        sp_fail(e, SPROUT_E_PARAMETER, 3);
+    }
+    if (sp_stop(e)) {
+        return;
+    }
+    if (is_zero(&c.g)) {
+        sp_store_zero(&c.dx);
+        return;
+    }
+    for (;;) {
+        uint32_t seen = 0;
+        for (uint32_t first = 0, count; first < n; first += count) {
+            uint8_t *tile = sp_load(e, &records, first, trained != NULL, &count);
+            if (!tile) {
+                return;
+            }
+            if (trained) {
+                overlay_transposed(tile, c.size, first, count, trained, list, taps, outputs);
+            }
+            for (uint32_t i = 0; i < count; i += BLOCK) {
+                seen |= conv_input_grad_block(
+                    &c, tile + i * c.size, first + i, umin32(count - i, BLOCK));
+            }
+        }
+        if (sp_settle(e, &c.g, &c.dx, seen, &c.shift)) {
+            return;
+        }
+    }
+}

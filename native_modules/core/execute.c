@@ -1,0 +1,206 @@
+// The header, the loop over operators, and what a caller asks for besides running them.
+
+#include "internal.h"
+
+// One row per operator; NULL: unknown. Comparisons, not a table: a native module cannot hold
+// addresses.
+static void dispatch(exec_t *e, const op_t *op) {
+    switch (op->opcode) {
+    case 1: sp_conv(e, op); break;
+    case 2: sp_depthwise(e, op); break;
+    case 3: sp_add(e, op); break;
+    case 4: sp_average_pool(e, op); break;
+    case 5: sp_max_pool(e, op); break;
+    case 6: sp_mean(e, op); break;
+    case 7: sp_pad(e, op); break;
+    case 8: sp_softmax(e, op); break;
+    case 9: sp_gather(e, op); break;
+    case 10: sp_requantize(e, op); break;
+    case 32: sp_cross_entropy(e, op); break;
+    case 33: sp_scale_grad(e, op); break;
+    case 34: sp_conv_input_grad(e, op); break;
+    case 35: sp_depthwise_input_grad(e, op); break;
+    case 36: sp_bias_update(e, op); break;
+    case 37: sp_conv_weight_update(e, op); break;
+    case 38: sp_depthwise_weight_update(e, op); break;
+    case 39: sp_add_grads(e, op); break;
+    case 40: sp_average_pool_grad(e, op); break;
+    case 41: sp_max_pool_grad(e, op); break;
+    case 42: sp_mean_grad(e, op); break;
+    case 43: sp_pad_grad(e, op); break;
+    default: sp_fail(e, SPROUT_E_OPCODE, op->opcode);
+    }
+}
+
+static bool is_update(const op_t *op) {
+    return op->opcode >= 36 && op->opcode <= 38;
+}
+
+static bool misaligned(const void *p) {
+    return ((uintptr_t)p & 3) != 0;
+}
+
+static bool too_short(const void *buffer, uint32_t length, uint32_t needed) {
+    return needed > INT32_MAX || length < needed || (needed && !buffer);
+}
+
+// Everything that offsets are later held against.
+static int32_t check_header(const sprout_memory_t *m) {
+    const header_t *head = (const header_t *)(const void *)m->program;
+    if (!head || m->program_len < sizeof(header_t)) {
+        return SPROUT_E_HEADER;
+    }
+    if (misaligned(m->program) || misaligned(m->blob) || misaligned(m->arena) ||
+        misaligned(m->trained) || misaligned(m->scratch) || misaligned(m->accum)) {
+        return SPROUT_E_ALIGNMENT;
+    }
+    const uint32_t tables =
+        head->n_tensors * sizeof(tensor_row_t) + head->n_ops * (uint32_t)sizeof(op_t);
+    if (head->magic[0] != 'S' || head->magic[1] != 'P' || head->magic[2] != 'R' ||
+        head->magic[3] != 'T' || head->version != 1 || head->header_len != sizeof(header_t) ||
+        head->program != sizeof(header_t) || head->program_len < tables ||
+        head->program_len > m->program_len - sizeof(header_t) ||
+        head->n_forward > head->n_ops || head->file_len > INT32_MAX || head->constants & 3 ||
+        head->constants > head->file_len ||
+        head->constants_len > head->file_len - head->constants) {
+        return SPROUT_E_HEADER;
+    }
+    if (m->blob ? m->blob_len < head->file_len : !m->read) {
+        return SPROUT_E_CONSTANTS;
+    }
+    if (too_short(m->arena, m->arena_len, head->arena_len)) {
+        return SPROUT_E_ARENA;
+    }
+    if (too_short(m->trained, m->trained_len, head->trained_len)) {
+        return SPROUT_E_TRAINED;
+    }
+    if (too_short(m->scratch, m->scratch_len, head->scratch_len)) {
+        return SPROUT_E_SCRATCH;
+    }
+    if (m->accum && (head->accum_len == 0 || too_short(m->accum, m->accum_len, head->accum_len))) {
+        return SPROUT_E_ACCUM;
+    }
+    return SPROUT_OK;
+}
+
+static int32_t begin(exec_t *e, const sprout_memory_t *memory, sprout_run_t *run, int32_t mode) {
+    *e = (exec_t){0};
+    e->error = check_header(memory);
+    if (e->error != SPROUT_OK) {
+        return e->error;
+    }
+    e->memory = memory;
+    e->head = (const header_t *)(const void *)memory->program;
+    e->run = run;
+    e->mode = mode;
+    if (e->head->exponents != NONE) {
+        const tensor_t exponents = sp_bind_number(e, e->head->exponents, INT32);
+        e->exponents = exponents.data;
+        e->n_slots = exponents.n;
+    }
+    return e->error;
+}
+
+static const op_t *op_at(const exec_t *e, int32_t i) {
+    const uint8_t *table = e->memory->program + e->head->program;
+    return (const op_t *)(const void *)(table + e->head->n_tensors * sizeof(tensor_row_t)) + i;
+}
+
+int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run) {
+    exec_t e;
+    run->loss_q16 = run->reruns = run->detail = 0;
+    run->error_op = -1;
+    if (begin(&e, memory, run, run->mode) != SPROUT_OK) {
+        run->detail = e.detail;
+        return e.error;
+    }
+    if (run->mode < SPROUT_PREDICT || run->mode > SPROUT_CHECK || run->first_op < 0 ||
+        run->first_op > run->last_op || run->last_op > e.head->n_ops) {
+        return SPROUT_E_RANGE;
+    }
+    const uint32_t skipped = run->mode == SPROUT_PREDICT ? ONLY_TRAIN
+                             : run->mode == SPROUT_LEARN ? ONLY_INFER
+                                                         : 0;
+    for (int32_t i = run->first_op; i < run->last_op; ++i) {
+        const op_t op = *op_at(&e, i);
+        if (op.flags & skipped) {
+            continue;
+        }
+        dispatch(&e, &op);
+        if (e.error != SPROUT_OK) {
+            run->error_op = i;
+            run->detail = e.detail;
+            return e.error;
+        }
+    }
+    return SPROUT_OK;
+}
+
+int32_t sprout_check(const sprout_memory_t *memory) {
+    exec_t e;
+    if (begin(&e, memory, NULL, SPROUT_CHECK) != SPROUT_OK) {
+        return e.error;
+    }
+    sprout_run_t run = {0};
+    run.last_op = e.head->n_ops;
+    run.mode = SPROUT_CHECK;
+    return sprout_run(memory, &run);
+}
+
+int32_t sprout_apply(const sprout_memory_t *memory) {
+    exec_t e;
+    if (begin(&e, memory, NULL, MODE_APPLY) != SPROUT_OK) {
+        return e.error;
+    }
+    if (!memory->accum) {
+        return SPROUT_E_ACCUM;
+    }
+    for (int32_t i = 0; i < e.head->n_ops && e.error == SPROUT_OK; ++i) {
+        const op_t op = *op_at(&e, i);
+        if (is_update(&op)) {
+            dispatch(&e, &op);
+        }
+    }
+    return e.error;
+}
+
+int32_t sprout_input(const sprout_memory_t *memory, const uint8_t *pixels, uint32_t length) {
+    exec_t e;
+    if (begin(&e, memory, NULL, SPROUT_PREDICT) != SPROUT_OK) {
+        return e.error;
+    }
+    const tensor_t x = sp_bind_number(&e, e.head->input, INT8);
+    if (e.error != SPROUT_OK) {
+        return e.error;
+    }
+    if (length != x.n || !pixels) {
+        return SPROUT_E_INPUT;
+    }
+    const uint32_t offset = e.head->input_table;
+    if (offset == 0) {
+        sp_copy(x.data, pixels, length);
+        return SPROUT_OK;
+    }
+    if (e.head->program_len < 256 || offset > e.head->program_len - 256) {
+        return SPROUT_E_HEADER;
+    }
+    const uint8_t *table = memory->program + e.head->program + offset;
+    uint8_t *data = x.data;
+    for (uint32_t i = 0; i < length; ++i) {
+        data[i] = table[pixels[i]];
+    }
+    return SPROUT_OK;
+}
+
+int32_t sprout_probabilities(
+    const sprout_memory_t *memory, int32_t n_classes, int32_t p0, int32_t *out) {
+    exec_t e;
+    if (begin(&e, memory, NULL, SPROUT_PREDICT) != SPROUT_OK) {
+        return e.error;
+    }
+    const tensor_t logits = sp_bind_number(&e, e.head->logits, INT8);
+    if (e.error != SPROUT_OK) {
+        return e.error;
+    }
+    return sp_probabilities(&logits, n_classes, p0, out);
+}

@@ -1,0 +1,251 @@
+// The update rule, and the gradients of biases and weights that go straight into it: no gradient
+// of a weight is ever kept. g is (P, Q, O), x (H, W, n).
+//
+// With accumulators the same operators add to those instead, and in MODE_APPLY they move what has
+// gathered there into the parameters.
+
+#include "internal.h"
+
+enum { WEIGHT_BITS = 22, BIAS_BITS = 8 }; // fractional bits of a step
+enum { BIAS_LIMIT = 1 << 30 };
+
+typedef struct {
+    int32_t mantissa, exponent; // mantissa 0: the channel is frozen
+} rate_t;
+
+// What turns a channel's gradient sum into a step, and the stream of its draws.
+typedef struct {
+    int32_t factor, shift;
+    uint32_t key;
+} rule_t;
+
+// rate * v * 2**E * mantissa * 2**exponent in units of 2**-bits LSB.
+static rule_t rule_of(
+    const exec_t *e, const tensor_t *g, rate_t rate, int32_t bits, uint32_t key) {
+    const sprout_run_t *run = e->run;
+    const int32_t gradient = add32(*g->exponent, run->rate_exponent);
+    const int32_t exponent = add32(add32(rate.exponent, gradient), 14 + bits);
+    return (rule_t){(rate.mantissa >> 14) * run->rate_mantissa, (int32_t)(0u - (uint32_t)exponent),
+        key};
+}
+
+static uint32_t key_of(const exec_t *e, int32_t key) {
+    const sprout_run_t *run = e->run;
+    const uint32_t sample = (uint32_t)run->seed + 0x9e3779b9u * ((uint32_t)run->step + 1);
+    return mix(mix(sample) ^ ((uint32_t)key * 0x85ebca6bu + 1));
+}
+
+// Elements first to first + n of the trained tensor; v [n] are their gradient sums, then steps.
+static void update_weights(const rule_t *rule, int32_t *restrict v, uint32_t first, uint32_t n,
+    int8_t *restrict weight, int16_t *restrict accum) {
+    const int32_t factor = rule->factor, shift = rule->shift;
+    const uint32_t key = rule->key;
+    for (uint32_t i = 0; i < n; ++i) {
+        v[i] = step_of(v[i], factor, shift);
+    }
+    for (uint32_t i = 0; i < n && accum; ++i) {
+        const int32_t d = (v[i] + (int32_t)(draw(key, first + i) >> 18)) >> 14;
+        accum[i] = (int16_t)limit32(accum[i] + d, INT16_MIN, INT16_MAX);
+    }
+    for (uint32_t i = 0; i < n && !accum; ++i) {
+        const int32_t random = (int32_t)(draw(key, first + i) >> (32 - WEIGHT_BITS));
+        weight[i] = (int8_t)limit32(weight[i] - ((v[i] + random) >> WEIGHT_BITS), -127, 127);
+    }
+}
+
+static void apply_weights(uint32_t n, int8_t *weight, int16_t *accum) {
+    for (uint32_t i = 0; i < n; ++i) {
+        const int32_t whole = (accum[i] + 128) >> 8;
+        weight[i] = (int8_t)limit32(weight[i] - whole, -127, 127);
+        accum[i] = (int16_t)(accum[i] - whole * 256);
+    }
+}
+
+static int32_t limited_sum(int32_t a, int32_t b) {
+    const int64_t sum = (int64_t)a + b;
+    return sum > BIAS_LIMIT ? BIAS_LIMIT : sum < -BIAS_LIMIT ? -BIAS_LIMIT : (int32_t)sum;
+}
+
+static void update_bias(const rule_t *rule, int32_t v, uint32_t c, int32_t *bias, int32_t *accum) {
+    const int32_t t = step_of(v, rule->factor, rule->shift);
+    if (accum) {
+        *accum = limited_sum(*accum, t);
+    } else {
+        const uint32_t random = draw(rule->key, c);
+        *bias = limited_sum(*bias, -((t + (int32_t)(random >> (32 - BIAS_BITS))) >> BIAS_BITS));
+    }
+}
+
+static void apply_bias(int32_t *bias, int32_t *accum) {
+    const int32_t whole = add32(*accum, 128) >> 8;
+    *bias = limited_sum(*bias, -whole);
+    *accum = add32(*accum, -whole * 256);
+}
+
+// Loads the update table; NULL: there is nothing to do, or something is wrong.
+static const rate_t *load_rates(
+    exec_t *e, const tensor_t *g, const records_t *records, int32_t **rest) {
+    if (e->mode != MODE_APPLY) {
+        if (e->run->rate_mantissa < 1 || e->run->rate_mantissa > 4095) {
+            sp_fail(e, SPROUT_E_RATE, e->run->rate_mantissa);
+            return NULL;
+        }
+        if (is_zero(g)) {
+            return NULL;
+        }
+    }
+    void *free_scratch;
+    const rate_t *rates = sp_load_all(e, records, &free_scratch);
+    *rest = free_scratch;
+    return rates;
+}
+
+static void sum_pixels(const tensor_t *g, int32_t *restrict sum) {
+    const uint32_t n = (uint32_t)g->c;
+    const int16_t *restrict q = g->data;
+    sp_fill(sum, 0, n * (uint32_t)sizeof(int32_t));
+    for (uint32_t pixel = (uint32_t)(g->h * g->w); pixel--; q += n) {
+        for (uint32_t c = 0; c < n; ++c) {
+            sum[c] = add32(sum[c], q[c]);
+        }
+    }
+}
+
+void sp_bias_update(exec_t *e, const op_t *op) {
+    const tensor_t g = sp_bind_gradient(e, op, 0);
+    const uint32_t n = (uint32_t)g.c;
+    int32_t *bias = sp_bind_trained(e, op, 0, n, sizeof(int32_t));
+    const records_t records = sp_bind_records(e, op, 1, n, sizeof(rate_t), 1);
+    int32_t *accum = sp_bind_accum(e, op, 2, n, sizeof(int32_t));
+    sp_need_scratch(e, size_mul(n, sizeof(rate_t) + sizeof(int32_t)));
+    if (!bias) {
+        sp_fail(e, SPROUT_E_PARAMETER, 0);
+    }
+    if (sp_stop(e)) {
+        return;
+    }
+    int32_t *sum;
+    const rate_t *rates = load_rates(e, &g, &records, &sum);
+    if (!rates) {
+        return;
+    }
+    const bool apply = e->mode == MODE_APPLY;
+    if (!apply) {
+        sum_pixels(&g, sum);
+    }
+    const uint32_t key = apply ? 0 : key_of(e, op->p[3]);
+    for (uint32_t c = 0; c < n; ++c) {
+        if (rates[c].mantissa == 0) {
+            continue;
+        }
+        if (apply) {
+            apply_bias(bias + c, accum + c);
+        } else {
+            const rule_t rule = rule_of(e, &g, rates[c], BIAS_BITS, key);
+            update_bias(&rule, sum[c], c, bias + c, accum ? accum + c : NULL);
+        }
+    }
+}
+
+// sum[i] += g * (x[i] - zero_point)
+static void multiply(
+    const int8_t *restrict x, int32_t zero_point, int32_t g, uint32_t n, int32_t *restrict sum) {
+    for (uint32_t i = 0; i < n; ++i) {
+        sum[i] = add32(sum[i], g * (x[i] - zero_point));
+    }
+}
+
+// sum [kh, kw, n] of output channel `o`, from input channels `first` to first + n of x.
+static void weight_gradient(const tensor_t *g, const tensor_t *x, const window_t *k, uint32_t o,
+    uint32_t first, uint32_t n, int32_t *sum) {
+    const int16_t *q = (const int16_t *)g->data + o;
+    const int8_t *data = (const int8_t *)x->data + first;
+    const bool joined = n == (uint32_t)x->c; // taps side by side are one run of elements
+    sp_fill(sum, 0, (uint32_t)k->taps * n * (uint32_t)sizeof(int32_t));
+    for (int32_t oy = 0; oy < g->h; ++oy) {
+        const span_t v = span(oy, k->stride_h, k->top, k->kh, x->h);
+        for (int32_t ox = 0; ox < g->w; ++ox, q += g->c) {
+            const span_t u = span(ox, k->stride_w, k->left, k->kw, x->w);
+            const int32_t step = joined ? max32(1, u.to - u.from) : 1;
+            for (int32_t ky = v.from; ky < v.to && *q; ++ky) {
+                for (int32_t kx = u.from; kx < u.to; kx += step) {
+                    multiply(data + at(x, v.start + ky, u.start + kx), x->zero_point, *q,
+                        (uint32_t)step * n, sum + (uint32_t)(ky * k->kw + kx) * n);
+                }
+            }
+        }
+    }
+}
+
+// Rows of trained weights: row j belongs to output channel list[j] and has `taps` x n elements,
+// from input channel j / divisor x n on.
+typedef struct {
+    list_t outputs;
+    uint32_t n, divisor; // divisor 0: every row has all inputs
+} rows_t;
+
+static void update_rows(exec_t *e, const op_t *op, const tensor_t *g, const tensor_t *x,
+    const window_t *k, rows_t rows, const records_t *records, int8_t *weight, int16_t *accum) {
+    const uint32_t row = (uint32_t)k->taps * rows.n, n_rows = (uint32_t)rows.outputs.n;
+    int32_t *sum;
+    const rate_t *rates = load_rates(e, g, records, &sum);
+    if (!rates) {
+        return;
+    }
+    const bool apply = e->mode == MODE_APPLY;
+    const uint32_t key = apply ? 0 : key_of(e, op->p[5]);
+    for (uint32_t j = 0; j < n_rows; ++j) {
+        const uint32_t o = rows.outputs.channel ? rows.outputs.channel[j] : j;
+        int8_t *w = weight + j * row;
+        int16_t *a = accum ? accum + j * row : NULL;
+        if (rates[o].mantissa == 0) {
+            continue;
+        }
+        if (apply) {
+            apply_weights(row, w, a);
+        } else {
+            const rule_t rule = rule_of(e, g, rates[o], WEIGHT_BITS, key);
+            weight_gradient(g, x, k, o, rows.divisor ? divide(j, rows.divisor) : 0, rows.n, sum);
+            update_weights(&rule, sum, j * row, row, w, a);
+        }
+    }
+}
+
+void sp_conv_weight_update(exec_t *e, const op_t *op) {
+    const tensor_t g = sp_bind_gradient(e, op, 0), x = sp_bind(e, op, 1, INT8);
+    const window_t k = sp_bind_window(e, op);
+    const uint32_t outputs = (uint32_t)g.c, row = size_mul((uint32_t)k.taps, (uint32_t)x.c);
+    int8_t *weight = sp_bind_trained(e, op, 2, outputs, row);
+    const records_t records = sp_bind_records(e, op, 3, outputs, sizeof(rate_t), 1);
+    int16_t *accum = sp_bind_accum(e, op, 4, size_mul(outputs, row), sizeof(int16_t));
+    sp_need_scratch(e, size_add(size_mul(outputs, sizeof(rate_t)), size_mul(row, sizeof(int32_t))));
+    if (!weight) {
+        sp_fail(e, SPROUT_E_PARAMETER, 2);
+    }
+    if (!sp_stop(e)) {
+        const rows_t rows = {{NULL, g.c}, (uint32_t)x.c, 0};
+        update_rows(e, op, &g, &x, &k, rows, &records, weight, accum);
+    }
+}
+
+// With a list x holds one channel per row; without one it is the layer's input.
+void sp_depthwise_weight_update(exec_t *e, const op_t *op) {
+    const tensor_t g = sp_bind_gradient(e, op, 0), x = sp_bind(e, op, 1, INT8);
+    const window_t k = sp_bind_window(e, op);
+    const list_t list = sp_bind_list(e, op, 6, g.c);
+    const uint32_t outputs = (uint32_t)g.c, n = (uint32_t)list.n, taps = (uint32_t)k.taps;
+    int8_t *weight = sp_bind_trained(e, op, 2, n, taps);
+    const records_t records = sp_bind_records(e, op, 3, outputs, sizeof(rate_t), 1);
+    int16_t *accum = sp_bind_accum(e, op, 4, size_mul(n, taps), sizeof(int16_t));
+    sp_need_scratch(
+        e, size_add(size_mul(outputs, sizeof(rate_t)), size_mul(taps, sizeof(int32_t))));
+    const uint32_t divisor = x.c ? divide(n, (uint32_t)x.c) : 0;
+    sp_require(e, n == divisor * (uint32_t)x.c && (!list.channel || divisor == 1), 1);
+    if (!weight) {
+        sp_fail(e, SPROUT_E_PARAMETER, 2);
+    }
+    if (!sp_stop(e)) {
+        const rows_t rows = {list, 1, divisor};
+        update_rows(e, op, &g, &x, &k, rows, &records, weight, accum);
+    }
+}
