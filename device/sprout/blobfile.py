@@ -1,0 +1,76 @@
+"""Reads a blob from memory or from a file; host/sprout/blob.py specifies the format."""
+
+import hashlib
+import struct
+
+from micropython import const
+
+from .native import core
+
+HEADER = const(128)
+_HASHED_FROM = const(48)
+_CHUNK = const(1024)
+
+
+def open_blob(path):
+    """(name, source, resident): where memory holds the blob (bytes, a ROMFS), source is a
+    memoryview of it, else the open file."""
+    if not isinstance(path, str):
+        try:
+            return "the blob", memoryview(path), True
+        except TypeError:
+            raise ValueError("load() takes a file name or the bytes of a blob") from None
+    try:
+        file = open(path, "rb")
+    except OSError as e:
+        raise OSError("%s cannot be opened (%s): copy it to the board" % (path, e)) from None
+    try:
+        return path, memoryview(file), True
+    except TypeError:
+        return path, file, False
+
+
+def read_at(source, offset, buffer):
+    """Fill buffer from offset on; False where the source ends too early."""
+    if isinstance(source, memoryview):
+        part = source[offset : offset + len(buffer)]
+        if len(part) == len(buffer):
+            buffer[:] = part
+        return len(part) == len(buffer)
+    source.seek(offset)
+    return source.readinto(buffer) == len(buffer)
+
+
+def digest_of(source, start, end):
+    """SHA-256 of the bytes from start to end."""
+    sha = hashlib.sha256()
+    if isinstance(source, memoryview):
+        sha.update(source[start:end])
+        return sha.digest()
+    chunk = memoryview(bytearray(_CHUNK))
+    source.seek(start)
+    n = 1
+    while start < end and n:
+        n = source.readinto(chunk[: min(_CHUNK, end - start)])
+        sha.update(chunk[:n])
+        start += n
+    return sha.digest()
+
+
+def read_header(name, source, verify):
+    """The header's fields in the order of the specification; with verify, all can be trusted."""
+    raw = bytearray(HEADER)
+    if not read_at(source, 0, raw) or raw[:4] != b"SPRT":
+        raise ValueError("%s is not a Sprout blob: make one with 'sprout compile'" % name)
+    head = struct.unpack("<4sHHII32s10I4I10HI", raw)
+    if head[1] != core.FORMAT or head[2] != HEADER:
+        raise ValueError(
+            "%s is of blob format %d and this package reads %d: compile it again, with the same "
+            "release of sprout" % (name, head[1], core.FORMAT)
+        )
+    size = len(source) if isinstance(source, memoryview) else source.seek(0, 2)
+    if size != head[3]:
+        raise ValueError("%s has %d of its %d bytes: copy it again" % (name, size, head[3]))
+    if verify and digest_of(source, _HASHED_FROM, size) != head[5]:
+        raise ValueError("%s is damaged, its SHA-256 does not match: copy it again" % name)
+    return head

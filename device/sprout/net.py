@@ -1,0 +1,363 @@
+"""The net: a blob, its buffers and what one does with them."""
+
+import gc
+import hashlib
+import json
+import struct
+from array import array
+
+from micropython import const
+
+from . import checkpoint
+from .blobfile import HEADER, open_blob, read_at, read_header
+from .native import code_bytes, core
+from .schedule import rate_at, rate_parts
+
+# Positions in the arguments of core.run: sprout_run_t in native_modules/core/sprout.h.
+_FIRST = const(0)
+_LAST = const(1)
+_MODE = const(2)
+_LABEL = const(3)
+_CLASSES = const(4)
+_RATE_M = const(5)
+_RATE_E = const(6)
+_SEED = const(7)
+_STEP = const(8)
+_LOSS = const(9)
+_ERROR_OP = const(11)
+_DETAIL = const(12)
+_N_ARGS = const(13)
+
+_PREDICT = const(0)
+_LEARN = const(1)
+_CHECK = const(2)
+
+_E_ALIGNMENT = const(-2)
+_E_READ = const(-12)
+
+_CAN_LEARN = const(4)  # flag of the blob
+_RECENT = const(32)  # samples that the running accuracy looks back on
+
+
+def load(path, *, classes=None, batch=1, residual=False, verify=True, scratch=None):
+    """A net from a .sprout file, or from the bytes of one.
+
+    classes: names in place of the blob's. batch: samples whose steps are added up and then
+    applied. residual: keep the fractions of steps (2 bytes more a weight). verify: check the
+    file's SHA-256. scratch: bytes of working memory; more than the least means fewer reads.
+    """
+    return Net(path, classes, batch, residual, verify, scratch)
+
+
+def _allocate(name, sizes):
+    """Buffers of these sizes. Tries before it counts: the heap of an ESP32 grows on demand."""
+    gc.collect()
+    buffers = []
+    try:
+        for size in sizes:
+            buffers.append(bytearray(size))
+        return buffers
+    except MemoryError:
+        buffers.clear()  # the list itself may stay alive on the stack
+    gc.collect()
+    needs, free = sum(sizes), gc.mem_free()
+    if needs > free:
+        raise MemoryError(
+            "%s needs %d bytes of RAM and %d are missing: free other objects or compile it with a "
+            "smaller plan" % (name, needs, needs - free)
+        )
+    raise MemoryError(
+        "%s needs %d bytes of RAM, up to %d in one piece, and the %d free ones are scattered: "
+        "load it right after a reset" % (name, needs, max(sizes), free)
+    )
+
+
+class Net:
+    """A network that predicts and learns; sprout.load() makes it.
+
+    input: the input tensor (int8), to read a frame straight into, again for each sample.
+    output: the output tensor (int8) after forward(). classes: names. recent: fraction of about
+    the last 32 samples that were recognised before they were learned; hit: whether the last was.
+    """
+
+    def __init__(self, path, classes, batch, residual, verify, scratch):
+        self._name, source, resident = open_blob(path)
+        head = read_header(self._name, source, verify)
+        self._id, self._can_learn, self._initial = head[5], head[4] & _CAN_LEARN, head[10]
+        _, self._n_ops, self._n_forward, x, y, logits, _, self.max_classes, n, _, _ = head[20:]
+        meta = bytearray(head[13])
+        read_at(source, head[12], meta)
+        meta = json.loads(meta)
+        self.name = meta.get("name", "net")
+        self._p0 = meta.get("logits", {}).get("p0", 0)
+        self._named = self._checked(classes or meta.get("classes") or [str(i) for i in range(n)])
+        # A ROMFS cannot be written: there, and for bytes, the current folder takes checkpoints.
+        stem = self.name if resident else path[:-7] if path.endswith(".sprout") else path
+        self._checkpoint = stem + ".ckpt"
+        if batch < 1:
+            raise ValueError("batch is %s and must be 1 or more" % batch)
+        self.batch = batch
+        self._sizes = (
+            head[16],
+            head[17],
+            max(head[19], scratch or 0),
+            head[18] if self._can_learn and (residual or batch > 1) else 0,
+            0 if resident else HEADER + head[7],
+        )
+        arena, trained, working, accum, program = _allocate(self._name, self._sizes)
+        if resident:
+            program = source[: HEADER + head[7]]
+        else:
+            self._must_read(source, 0, program)
+        self._trained, self._accum = trained, accum or None
+        self._memory = (source, program, arena, trained, working, self._accum)
+        self._args = array("i", (0 for _ in range(_N_ARGS)))
+        self._odds = array("i", (0 for _ in range(self.max_classes)))
+        code = core.check(self._memory)
+        if code:
+            self._run(0, self._n_ops, _CHECK)  # says which operator it is
+            self._fail(code)
+        self.input, self._shape = self._tensor(x)
+        self.output, _ = self._tensor(y)
+        self._logits, _ = self._tensor(logits)
+        self.rate = meta.get("rate", 0.002)
+        self.reset()
+
+    def predict(self, x=None, top=1):
+        """(label, probability) of a sample, or a list of the `top` most likely.
+
+        x: uint8 pixels, as many as the input has; None if `input` is filled already.
+        """
+        best = self.classify(x)
+        classes, odds = self.classes, self._odds
+        code = core.probabilities(self._memory, len(classes), self._p0, odds)
+        if code:
+            self._fail(code)
+        if top == 1:
+            return classes[best], odds[best] / 32768
+        order = sorted(range(len(classes)), key=lambda i: -odds[i])
+        return [(classes[i], odds[i] / 32768) for i in order[:top]]
+
+    def classify(self, x=None):
+        """The number of the most likely class; allocates nothing."""
+        self.forward(x)
+        return self._best()
+
+    def forward(self, x=None):
+        """The output tensor, int8, for a sample."""
+        self._feed(x)
+        self._run(0, self._n_forward, _PREDICT)
+        return self.output
+
+    def learn(self, x=None, label=None, rate=None):
+        """One training step; returns the sample's loss before it, in nats.
+
+        label: name or number of the class. rate: for this step only.
+        """
+        args = self._args
+        if rate is not None:
+            parts = rate_parts(rate)
+        self._feed_labelled(x, label)
+        hit = self._best() == args[_LABEL]
+        usual_m, usual_e = args[_RATE_M], args[_RATE_E]
+        if rate is not None:
+            args[_RATE_M], args[_RATE_E] = parts
+        try:
+            self._run(self._n_forward, self._n_ops, _LEARN)
+        finally:
+            args[_RATE_M] = usual_m
+            args[_RATE_E] = usual_e
+        args[_STEP] += 1
+        self.hit = hit
+        self._seen = min(self._seen + 1, _RECENT)
+        self._recent += ((hit << 15) - self._recent) // self._seen
+        if self._accum:
+            self._pending += 1
+            if self._pending >= self.batch:
+                self.apply()
+        return args[_LOSS] / 65536
+
+    def loss(self, x=None, label=None):
+        """The sample's loss, in nats, without learning from it."""
+        self._feed_labelled(x, label)
+        self._run(self._n_forward, self._n_forward + 1, _LEARN)  # the loss is the next operator
+        return self._args[_LOSS] / 65536
+
+    def apply(self):
+        """Apply an unfinished batch."""
+        if self._pending:
+            self._pending = 0
+            code = core.apply(self._memory)
+            if code:
+                self._fail(code)
+
+    def decay(self, t, n):
+        """Set the rate for sample t of n, which falls smoothly from `rate` to 0."""
+        self._args[_RATE_M] = rate_at(self._mantissa, t, n)
+
+    def add_class(self, name):
+        """Add a class, as long as the blob has room (max_classes)."""
+        self.classes = self._checked(self.classes + [name])
+        self._args[_CLASSES] = len(self.classes)
+
+    def save(self, path=None):
+        """Write a checkpoint, beside the blob by default, without an unfinished batch."""
+        path = path or self._checkpoint
+        args = self._id, self.name, self.classes, self.step, self.seed, self._trained
+        checkpoint.write(path, *args)
+
+    def restore(self, path=None):
+        """Go on where save() was called."""
+        path = path or self._checkpoint
+        self._start(*checkpoint.read(path, self._id, self.name, self._trained))
+
+    def reset(self):
+        """Forget everything learned, added classes too."""
+        self._must_read(self._memory[0], self._initial, self._trained)
+        self._start(self._named, 0, self.seed)
+
+    def digest(self):
+        """SHA-256 of the trained parameters, in hex."""
+        return hashlib.sha256(self._trained).digest().hex()
+
+    def memory(self):
+        """Bytes of RAM by part; native: the code of sprout_core, 0 where firmware holds it."""
+        arena, trained, scratch, accum, program = self._sizes
+        return {
+            "arena": arena,
+            "trained": trained,
+            "scratch": scratch,
+            "accum": accum,
+            "program": program,
+            "native": code_bytes(),
+        }
+
+    @property
+    def step(self):
+        return self._args[_STEP]
+
+    @property
+    def recent(self):
+        return self._recent / 32768
+
+    @property
+    def seed(self):
+        return self._args[_SEED] & 0xFFFFFFFF
+
+    @seed.setter
+    def seed(self, value):
+        if not 0 <= value <= 0xFFFFFFFF:
+            raise ValueError("the seed is %s and must lie between 0 and 2**32 - 1" % value)
+        self._args[_SEED] = value - (value >> 31 << 32)
+
+    @property
+    def rate(self):
+        return self._rate
+
+    @rate.setter
+    def rate(self, value):
+        self._mantissa, self._args[_RATE_E] = rate_parts(value)
+        self._args[_RATE_M] = self._mantissa
+        self._rate = value
+
+    def __repr__(self):
+        text = "<%s: %d classes (%s)" % (self.name, len(self.classes), ", ".join(self.classes))
+        if self._can_learn:
+            text += ", %d samples seen" % self.step
+        if self._seen:
+            text += ", %.0f %% of the last %d right" % (self.recent * 100, self._seen)
+        return text + ", %d bytes of RAM>" % sum(self._sizes)
+
+    def _start(self, classes, step, seed):
+        self.classes = list(classes)
+        self.seed = seed
+        args = self._args
+        args[_CLASSES] = len(classes)
+        args[_STEP] = step
+        args[_RATE_M] = self._mantissa
+        self._seen = self._recent = self._pending = 0
+        self.hit = False
+        if self._accum:
+            view, zeros = memoryview(self._accum), bytes(64)
+            for i in range(0, len(view), 64):
+                view[i : i + 64] = zeros[: len(view) - i]
+
+    def _feed(self, x):
+        if x is None:
+            return
+        try:
+            code = core.set_input(self._memory, x)
+        except TypeError:
+            raise ValueError("a sample is bytes, bytearray or memoryview, not %r" % x) from None
+        if code:
+            raise ValueError(
+                "a sample has %d bytes (%d x %d x %d), not %d"
+                % ((len(self.input),) + self._shape + (len(x),))
+            )
+
+    def _feed_labelled(self, x, label):
+        """The forward pass of a step."""
+        if not self._can_learn:
+            raise ValueError("%s cannot learn: compile it with --plan last" % self._name)
+        classes = self.classes
+        if label in classes:
+            label = classes.index(label)
+        elif not isinstance(label, int) or not 0 <= label < len(classes):
+            raise ValueError(
+                "%r is no class of %s: give one of %s, or a number from 0, or call add_class()"
+                % (label, self.name, ", ".join(classes))
+            )
+        self._args[_LABEL] = label
+        self._feed(x)
+        self._run(0, self._n_forward, _LEARN)
+
+    def _best(self):
+        """The class with the largest logit; the view shows int8 as bytes."""
+        best, most, logits = 0, -1, self._logits
+        for i in range(len(self.classes)):
+            value = logits[i] ^ 128
+            if value > most:
+                best, most = i, value
+        return best
+
+    def _checked(self, classes):
+        if len(classes) > self.max_classes:
+            raise ValueError(
+                "%s has room for %d classes: compile it with a larger --max-classes"
+                % (self._name, self.max_classes)
+            )
+        for name in classes:
+            if not isinstance(name, str) or classes.count(name) > 1:
+                raise ValueError("%r is no name for a class, or is one twice" % (name,))
+        return classes
+
+    def _tensor(self, number):
+        """(view of its bytes, shape) of a tensor; the table is the first thing in the program."""
+        row = struct.unpack_from("<IHHH", self._memory[1], HEADER + 16 * number)
+        length = row[1] * row[2] * row[3]
+        return memoryview(self._memory[2])[row[0] : row[0] + length], row[1:]
+
+    def _must_read(self, source, offset, buffer):
+        if not read_at(source, offset, buffer):
+            raise OSError("%s cannot be read: copy it again" % self._name)
+
+    def _run(self, first, last, mode):
+        args = self._args
+        args[_FIRST] = first
+        args[_LAST] = last
+        args[_MODE] = mode
+        code = core.run(self._memory, args)
+        if code:
+            self._fail(code)
+
+    def _fail(self, code):
+        args = self._args
+        if code == _E_READ:
+            text = "%s could not be read (error %d): put the file back and load it again"
+            raise OSError(text % (self._name, args[_DETAIL]))
+        if code == _E_ALIGNMENT:
+            raise ValueError("%s begins at an odd address: load it from a file" % self._name)
+        raise ValueError(
+            "%s does not run (error %d, operator %d, detail %d): compile it again"
+            % (self._name, code, args[_ERROR_OP], args[_DETAIL])
+        )
