@@ -1,0 +1,74 @@
+# make demo         a pretrained network learns new pictures inside MicroPython (build/demo.png)
+# make test         lint, then every test
+# make lint         ruff, mypy, clang-format
+# make bench-NAME   one measurement: a table, and build/bench-NAME.json
+# make clean        everything made here except the virtual environments
+#
+# A fresh machine needs make and Python 3.10 or later; the rest comes from pip, into .venv.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup build demo test lint clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := pyproject.toml requirements.txt requirements-dev.txt
+C_FILES = $(shell find native_modules -name '*.[ch]')
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+setup: $(VENV)/.stamp
+
+# $(1): a folder, $(2): files of pins. A virtual environment whose Python is gone is made anew.
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo >&2 \
+		"Sprout needs Python 3.10 or later: run 'make PYTHON=/path/to/a/newer/python3'."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo >&2 \
+		"$(PYTHON) cannot make virtual environments: install venv and ensurepip" \
+		"(Debian, Ubuntu: apt install python3-venv) and run make again."; exit 1; }
+	@echo "Setting up $(1) (once)"
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(foreach pins,$(2),-r $(pins))
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(1)/.stamp
+endef
+
+$(VENV)/.stamp: $(PINS)
+	$(call make_venv,$(VENV),requirements.txt requirements-dev.txt)
+
+# PyTorch is for benches and pretraining only, and far too big for anything else.
+$(VENV)-torch/.stamp: $(PINS) requirements-train.txt
+	$(call make_venv,$(VENV)-torch,requirements.txt requirements-train.txt)
+
+# The C core, once, before anything runs it in parallel.
+build: $(VENV)/.stamp
+	@$(BIN)/python native_modules/build.py host
+	@$(BIN)/python native_modules/build.py natmod --arch x64
+
+demo: build
+	@$(BIN)/python tools/demo.py
+
+test: lint build
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.stamp
+	$(BIN)/ruff check --output-format concise
+	$(BIN)/mypy
+	@$(if $(C_FILES),$(BIN)/clang-format --dry-run -Werror $(C_FILES))
+
+bench-%: build
+	@test -f tools/bench_$*.py || { echo >&2 "There is no bench '$*'; there are:" \
+		$(patsubst tools/bench_%.py,%,$(wildcard tools/bench_*.py)); exit 1; }
+	@if grep -qE '^ *(import|from) torch' tools/bench_$*.py; then \
+		$(MAKE) --no-print-directory $(VENV)-torch/.stamp && \
+		$(VENV)-torch/bin/python tools/bench_$*.py; \
+	else \
+		$(BIN)/python tools/bench_$*.py; \
+	fi
+
+clean:
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache host/sprout.egg-info
+	find . -name __pycache__ -not -path './$(VENV)*' -prune -exec rm -rf {} +

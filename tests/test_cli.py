@@ -1,0 +1,343 @@
+"""The command line is a contract: its words, its JSON keys, its errors of one sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sprout import cli
+
+LEARN_KEYS = {
+    "accuracy_before",
+    "accuracy_after",
+    "curve",
+    "samples",
+    "seconds",
+    "heap_limit",
+    "heap_peak",
+    "arena_bytes",
+    "trained_bytes",
+    "scratch_bytes",
+    "native_bytes",
+    "saved_activation_bytes",
+    "macs_forward",
+    "macs_backward",
+    "digest",
+}
+PLAN = "b3,6:1/4"
+
+
+def sprout(*args: object) -> int:
+    """Run the command line in this process; returns the exit status."""
+    return cli.main([str(arg) for arg in args])
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The one sentence that a wrong command prints; the status is 1 and there is no traceback."""
+    capsys.readouterr()
+    assert sprout(*args) == 1
+    out, err = capsys.readouterr()
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, out + err
+    assert lines[0].startswith("sprout: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def blob(folder: Path, person_model: Path) -> Path:
+    """The person network with a fresh head of two classes and room for a third."""
+    path = folder / "person.sprout"
+    status = sprout(
+        *("compile", person_model, "-o", path, "--plan", PLAN),
+        *("--classes", "person,no_person", "--max-classes", 3),
+    )
+    assert status == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(folder: Path) -> Path:
+    """Twelve grey pictures that are easy to tell apart: bright above or bright below."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 60, (12, 25, 25, 1), np.uint8)
+    y = np.arange(12) % 2
+    x[y == 0, :12] += 150
+    x[y == 1, 13:] += 150
+    path = folder / "pictures.npz"
+    np.savez(path, x=x, y=np.array(["person", "no_person"])[y])
+    return path
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+# --- compile and inspect ------------------------------------------------------------------------
+
+
+def test_compile_says_what_learns_and_what_it_takes(blob, person_model, capsys):
+    out = blob.with_name("last.sprout")
+    assert sprout("compile", person_model, "-o", out, "--plan", "last") == 0
+    out = capsys.readouterr().out
+    assert "learns last" in out
+    assert "RAM" in out
+    assert "Flash" in out
+
+
+def test_compile_gives_the_same_bytes_twice(blob, person_model, folder):
+    again = folder / "again.sprout"
+    options = ("--plan", PLAN, "--classes", "person,no_person", "--max-classes", 3)
+    assert sprout("compile", person_model, "-o", again, *options) == 0
+    assert again.read_bytes() == blob.read_bytes()
+
+
+def test_compile_takes_a_plan_from_json(blob, person_model, folder):
+    plan = folder / "plan.json"
+    plan.write_text(json.dumps({"biases": 3, "weights": {"6": "1/4"}}))
+    again = folder / "json.sprout"
+    options = ("--plan", plan, "--classes", "person,no_person", "--max-classes", 3)
+    assert sprout("compile", person_model, "-o", again, *options) == 0
+    assert again.read_bytes() == blob.read_bytes()
+
+
+def test_inspect_json_adds_up(blob, capsys):
+    capsys.readouterr()
+    assert sprout("inspect", blob, "--json") == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["classes"] == ["person", "no_person"]
+    assert about["max_classes"] == 3
+    parts = dict(about["flash"])
+    assert parts.pop("total") == sum(parts.values()) == blob.stat().st_size
+    assert about["macs"]["forward"] == sum(layer["macs"] for layer in about["layers"])
+    assert about["memory"]["arena"] >= about["memory"]["lower_bound"] > 0
+    convs = [layer for layer in about["layers"] if layer["conv"] is not None]
+    assert [layer["conv"] for layer in convs] == list(range(len(convs)))
+    learns = {layer["conv"]: {t["kind"] for t in layer["learns"]} for layer in convs}
+    head = len(convs) - 1
+    assert learns[6] == {"weight"}
+    assert learns[head] == {"weight", "bias"}
+    assert learns[head - 2] == {"bias"}
+    assert learns[head - 3] == set()
+
+
+def test_inspect_shows_layers_and_draws_the_arena(blob, folder, capsys):
+    capsys.readouterr()
+    picture = folder / "arena.png"
+    assert sprout("inspect", blob, "--png", picture) == 0
+    out = capsys.readouterr().out
+    assert "depthwise" in out
+    assert "96x96x3" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["emlearn_mnist_cnn_int8", "mcunet_vww_int8"])
+def test_run_gives_the_reference_outputs_in_the_models_own_form(shared, folder, name):
+    reference = shared / "models" / f"{name}.ref.npz"
+    out = folder / "y.npz"
+    assert sprout("compile", shared / "models" / f"{name}.tflite", "-o", folder / "m.sprout") == 0
+    assert sprout("run", folder / "m.sprout", "--input", reference, "--output", out) == 0
+    wanted = np.load(reference)["y0_ref"]
+    y = np.load(out)["y"]
+    assert y.dtype == wanted.dtype
+    assert np.array_equal(y, wanted)
+
+
+def test_run_is_the_same_in_micropython(blob, folder):
+    x = np.random.default_rng(1).integers(-128, 128, (2, 96, 96, 3), np.int8)
+    inputs = write_npz(folder / "x.npz", x=x)
+    ys = []
+    for on in ("host", "micropython"):
+        out = folder / f"{on}.npz"
+        assert sprout("run", blob, "--input", inputs, "--output", out, "--on", on) == 0
+        ys.append(np.load(out)["y"])
+    assert ys[0].shape == (2, 3)
+    assert np.array_equal(*ys)
+
+
+# --- learn --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results(blob, pictures, folder) -> dict[str, dict]:
+    """The same run on the host and in MicroPython."""
+    found = {}
+    for on in ("host", "micropython"):
+        out = folder / f"{on}.json"
+        status = sprout(
+            *("learn", blob, "--train", pictures, "--test", pictures, "--samples", 10),
+            *("--epochs", 2, "--rate", 0.01, "--seed", 5, "--on", on, "--json", out),
+            *("--save", folder / f"{on}.spck"),
+        )
+        assert status == 0
+        found[on] = json.loads(out.read_text())
+    return found
+
+
+@pytest.mark.parametrize("on", ["host", "micropython"])
+def test_learn_writes_every_key(results, on):
+    result = results[on]
+    assert set(result) >= LEARN_KEYS
+    assert result["samples"] == 10
+    assert 0 <= result["accuracy_before"] <= 1
+    assert 0 <= result["accuracy_after"] <= 1
+    assert [point[0] for point in result["curve"]] == list(range(1, 21))
+    assert all(loss >= 0 and 0 <= right <= 1 for _, loss, right in result["curve"])
+    assert len(result["digest"]) == 64
+    if on == "host":
+        assert result["heap_limit"] is None
+        assert result["heap_peak"] is None
+    else:
+        assert 0 < result["heap_peak"] <= result["heap_limit"]
+
+
+def test_learning_is_the_same_to_the_bit_in_micropython(results, folder):
+    host, board = results["host"], results["micropython"]
+    for key in ("digest", "curve", "accuracy_before", "accuracy_after", "macs_backward"):
+        assert host[key] == board[key], key
+    assert (folder / "host.spck").read_bytes() == (folder / "micropython.spck").read_bytes()
+
+
+def test_the_seed_and_the_batch_change_the_result(blob, pictures, folder, results):
+    digests = {results["host"]["digest"]}
+    for more in (("--seed", 6), ("--batch", 4)):
+        out = folder / "other.json"
+        options = ("--samples", 10, "--epochs", 2, "--rate", 0.01, "--seed", 5, *more)
+        files = ("--train", pictures, "--test", pictures, "--json", out)
+        assert sprout("learn", blob, *files, *options) == 0
+        digests.add(json.loads(out.read_text())["digest"])
+    assert len(digests) == 3
+
+
+def test_labels_as_numbers_are_the_blobs_classes(blob, pictures, folder, results):
+    arrays = np.load(pictures)
+    number = (arrays["y"] == "no_person").astype(np.uint8)
+    # With the names beside them the numbers are those of the file, in whatever order it has them.
+    other = {"y": 1 - number, "classes": np.array(["no_person", "person"])}
+    for name, more in (("plain", {"y": number}), ("named", other)):
+        file = write_npz(folder / f"{name}.npz", x=arrays["x"], **more)
+        out = folder / f"{name}.json"
+        options = ("--samples", 10, "--epochs", 2, "--rate", 0.01, "--seed", 5, "--json", out)
+        assert sprout("learn", blob, "--train", file, "--test", file, *options) == 0
+        assert json.loads(out.read_text())["digest"] == results["host"]["digest"]
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+
+def test_compile_refuses(person_model, folder, capsys):
+    out = ("-o", folder / "never.sprout")
+    assert "nothere.tflite does not exist" in complaint(capsys, "compile", "nothere.tflite", *out)
+    broken = folder / "broken.tflite"
+    broken.write_bytes(person_model.read_bytes()[:1000])
+    assert "broken.tflite" in complaint(capsys, "compile", broken, *out)
+    for plan in ("nonsense", "b999", "99:1", "3:7", "nothere.json"):
+        assert "plan" in complaint(capsys, "compile", person_model, *out, "--plan", plan)
+    assert "class" in complaint(capsys, "compile", person_model, *out, "--classes", "a,a")
+    assert not (folder / "never.sprout").exists()
+
+
+def test_a_damaged_blob_is_refused(blob, folder, capsys):
+    data = blob.read_bytes()
+    bad = folder / "bad.sprout"
+    cases = {
+        "not a Sprout blob": b"hello" + data[5:],
+        "format": data[:4] + b"\x09" + data[5:],
+        "cut short": data[:-8],
+        "damaged": data[:500] + bytes([data[500] ^ 1]) + data[501:],
+    }
+    for said, content in cases.items():
+        bad.write_bytes(content)
+        assert said in complaint(capsys, "inspect", bad)
+    assert "does not exist" in complaint(capsys, "inspect", folder / "nothere.sprout")
+
+
+def test_learn_refuses(blob, pictures, person_model, folder, capsys):
+    good = np.load(pictures)
+    x, y = good["x"], good["y"]
+    cases = {
+        "no 'y'": {"x": x},
+        "must be uint8": {"x": x.astype(np.float32), "y": y},
+        "must be [N, H, W, C]": {"x": x[0, 0], "y": y},
+        "one per picture": {"x": x, "y": y[:3]},
+        "label 7 at sample 0": {"x": x, "y": np.full(12, 7)},
+        "label 'cat' at sample 0": {"x": x, "y": np.full(12, "cat")},
+        "must hold whole numbers": {"x": x, "y": np.full(12, 0.5)},
+    }
+    for said, arrays in cases.items():
+        file = write_npz(folder / "wrong.npz", **arrays)
+        assert said in complaint(capsys, "learn", blob, "--train", file, "--test", pictures)
+    files = ("--train", pictures, "--test", pictures)
+    assert "ask for fewer" in complaint(capsys, "learn", blob, *files, "--samples", 99)
+    assert "rate" in complaint(capsys, "learn", blob, *files, "--rate", -1)
+    torn = folder / "torn.npz"
+    torn.write_bytes(pictures.read_bytes()[:500])
+    assert "torn.npz" in complaint(capsys, "learn", blob, "--train", torn, "--test", pictures)
+    assert "does not exist" in complaint(
+        capsys, "learn", blob, "--train", "nothere.npz", "--test", pictures
+    )
+    fixed = folder / "fixed.sprout"
+    assert sprout("compile", person_model, "-o", fixed) == 0
+    numbers = write_npz(folder / "numbers.npz", x=x, y=np.arange(12) % 2)
+    files = ("--train", numbers, "--test", numbers)
+    assert "learns nothing" in complaint(capsys, "learn", fixed, *files)
+
+
+def test_a_heap_too_small_says_how_many_bytes_are_missing(blob, pictures, capsys):
+    options = ("--train", pictures, "--test", pictures, "--on", "micropython", "--heap")
+    said = complaint(capsys, "learn", blob, *options, 150_000)
+    assert re.search(r"needs \d+ bytes of RAM and \d+ are missing", said)
+    assert "too small" in complaint(capsys, "learn", blob, *options, 50_000)
+
+
+def test_run_refuses(blob, folder, capsys):
+    out = ("--output", folder / "never.npz")
+    cases = {
+        "takes int8": np.zeros((1, 96, 96, 3), np.float32),
+        "must be [N, 96, 96, 3]": np.zeros((1, 96, 96), np.int8),
+    }
+    for said, x in cases.items():
+        file = write_npz(folder / "wrong.npz", x=x)
+        assert said in complaint(capsys, "run", blob, "--input", file, *out)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("nonsense",),
+        ("compile",),
+        ("learn", "x.sprout"),
+        ("compile", "x.tflite", "--input-range", "3"),
+        ("run", "x.sprout", "--input", "a", "--output", "b", "--on", "moon"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_exits_with_2(args, capsys):
+    assert sprout(*args) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_program_itself(blob):
+    program = [sys.executable, "-m", "sprout.cli"]
+    result = subprocess.run([*program, "--help"], capture_output=True, text=True, check=True)
+    for command in ("compile", "inspect", "run", "learn", "sim"):
+        assert command in result.stdout
+    result = subprocess.run(
+        [*program, "inspect", str(blob.with_name("nothere"))], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
