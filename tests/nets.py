@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sprout.graph import Graph, Op, Tensor, quantize_multiplier
+from sprout.graph import Graph, Op, Tensor, mean_multiplier
 
 
 class Maker:
@@ -65,7 +65,7 @@ def residual_net(seed=0):
     c = m.conv(b, 16, 3, depthwise=True)
     d = m.conv(c, 8, relu=False)
     e = m.op("add", [a, d], (4, 4, 8), 0.06, -1)
-    mult, shift = quantize_multiplier(1 / 16)
+    mult, shift = mean_multiplier(0.06, 0.06, 16)
     f = m.op("mean", [e], (1, 1, 8), 0.06, -1, mult=mult, shift=shift)
     return m.graph(x, m.conv(f, 4, relu=False))
 
@@ -88,7 +88,9 @@ def everything_net(seed=0):
         "average_pool", [g], (3, 3, 6), g.scale, g.zero_point,
         kernel=(2, 2), stride=(2, 2), padding=(0, 0, 0, 1),
     )  # fmt: skip
-    flat = m.op("reshape", [h], (1, 1, 54), h.scale, h.zero_point)
+    mult, shift = mean_multiplier(h.scale, 0.04, 3)
+    rows = m.op("mean", [h], (3, 1, 6), 0.04, 2, mult=mult, shift=shift)
+    flat = m.op("reshape", [rows], (1, 1, 18), rows.scale, rows.zero_point)
     k = m.conv(flat, 10)
     logits = m.conv(k, 5, relu=False)
     y = m.op("softmax", [logits], (1, 1, 5), 1 / 256, -128, beta=1.0)

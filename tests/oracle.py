@@ -253,9 +253,9 @@ def max_pool_backward(op: Op, x: Floats, d: Floats) -> Floats:
 
 
 def mean(op: Op, x: Floats, smooth: bool) -> Floats:
-    """The mean over h and w at the output's scale; ``attrs`` hold TFLite's multiplier."""
+    """The mean over h and w (over w where the output has rows), at the output's scale."""
     tx, y, attrs = op.inputs[0], op.outputs[0], op.attrs
-    total = (x - tx.zero_point).sum((0, 1), keepdims=True)
+    total = (x - tx.zero_point).sum((0, 1) if y.shape[0] == 1 else (1,), keepdims=True)
     if smooth:
         return y.zero_point + total * mean_scale(op)
     mult, shift = np.array([attrs["mult"]]), np.array([attrs["shift"]])
@@ -265,7 +265,7 @@ def mean(op: Op, x: Floats, smooth: bool) -> Floats:
 def mean_scale(op: Op) -> float:
     """Return dy/dx of every element."""
     x, y = op.inputs[0], op.outputs[0]
-    return x.scale / y.scale / (x.shape[0] * x.shape[1])
+    return x.scale / y.scale / (x.elements // y.elements)
 
 
 def requantize(op: Op, x: Floats, smooth: bool) -> Floats:

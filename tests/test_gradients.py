@@ -119,6 +119,7 @@ def tiny_network(seed: int) -> Graph:
     else:
         b.append("reshape", (1, 1, b.x.elements), like=b.x)
     b.conv(5, (1, 1), (1, 1))
+    b.ops[-1].attrs["rounding"] = "single"  # as in a fully connected layer
     return b.graph()
 
 

@@ -214,7 +214,7 @@ def test_mean_and_its_gradient():
     rng = np.random.default_rng(0)
     x = rng.integers(-255, 256, (5, 4, 30))
     multiplier, shift = quantize_multiplier(0.37)
-    y = reference.mean(x, (multiplier << 4) // 20, shift - 4, zero_point=9)
+    y = reference.mean(x, 1, (multiplier << 4) // 20, shift - 4, zero_point=9)
     assert np.abs(y - 9 - 0.37 * x.mean(axis=(0, 1))).max() <= 0.501
 
     g = rng.integers(-(1 << 14), 1 << 14, (1, 1, 30))

@@ -227,7 +227,7 @@ class _Reverse:
 
     def _mean(self, op: Op, g: Tensor) -> None:
         x = op.inputs[0]
-        m = x.scale / op.outputs[0].scale / (x.shape[0] * x.shape[1])
+        m = x.scale / op.outputs[0].scale / (x.elements // op.outputs[0].elements)
         self.give(
             x, lambda dx: self.emit("mean_grad", self._masked(op, g), [dx], op, multiplier=m), op
         )

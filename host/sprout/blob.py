@@ -110,7 +110,7 @@ Forward operators
     first maximum
 6 MEAN (x, y, mask)
     p0 multiplier, p1 shift (1 / count is in them), p2 act_min, p3 act_max. y = clamp(zy + mbqm(sum
-    over h, w of (x - zx), p0, p1))
+    of (x - zx), p0, p1)); the sum goes over h and w, or over w alone where y is (x.h, 1, c)
 7 PAD (x, y)
     p0 top, p1 left, p2 value: y is x with borders of value
 8 SOFTMAX (x, y)
@@ -162,7 +162,7 @@ EXP_ZERO.
     p0 p1 geometry. v = sum of g whose maximum it was; dx = normalize(v, 14), E + s
 42 MEAN_GRAD (g, mask, dx)
     p0 exponent, p1 multiplier Q30. v = g * p1 masked; q = normalize(v, 14) over g's elements,
-    spread over h and w, E + p0 + s
+    spread over h and w (or w), E + p0 + s
 43 PAD_GRAD (g, dx)
     p0 top, p1 left: the inside of g, E
 

@@ -403,7 +403,7 @@ class _Lowering:
         taps = math.prod(weight.shape[1:3])
         if multiplier > 32 or multiplier * taps > 1024:
             raise SproutError(
-                f"depthwise layer {op.name} has {multiplier} outputs an input of {taps} taps each, "
+                f"depthwise layer {op.name} has {multiplier} outputs an input of {taps} taps, "
                 "too many for its gradient; choose a plan whose layers all come after it."
             )
         self.scratch = max(self.scratch, multiplier * blob.forward_record_size(taps))

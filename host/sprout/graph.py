@@ -101,7 +101,8 @@ class Op:
     average_pool        x -> y                      kernel (h, w), stride, padding, act_min,
                                                     act_max
     max_pool            x -> y                      kernel, stride, padding, act_min, act_max
-    mean                x -> y                      over h and w: mult, shift (see blob); act_min,
+    mean                x -> y                      over h and w, or w alone (y keeps the rows):
+                                                    mult, shift (see blob); act_min,
                                                     act_max
     pad                 x -> y                      padding (top, left, bottom, right), value
     requantize          x -> y                      act_min, act_max

@@ -334,16 +334,20 @@ def max_pool_grad(g: Array, arg: Array, geo: Geometry, h: int, w: int) -> Array:
     return inside(dx, geo, h, w)
 
 
-def mean(x: Array, multiplier: int, shift: int, zero_point: int) -> Array:
-    """Return the requantised mean (1, 1, c) of centred x (h, w, c), before the clamp."""
-    total = wrap32(x.astype(np.int64).sum(axis=(0, 1), keepdims=True))
+def mean(x: Array, rows: int, multiplier: int, shift: int, zero_point: int) -> Array:
+    """Return the requantised mean (rows, 1, c) of centred x (h, w, c), before the clamp.
+
+    It is that of each row if ``rows`` is h, and that of the whole map if it is 1.
+    """
+    axes = (0, 1) if rows == 1 else (1,)
+    total = wrap32(x.astype(np.int64).sum(axis=axes, keepdims=True))
     return zero_point + mbqm(total, multiplier, shift)
 
 
 def mean_grad(
     g: Array, multiplier: int, p_exponent: int, exponent: int, h: int, w: int
 ) -> tuple[Array, int]:
-    """Return (q (h, w, c), E): every pixel of a channel gets masked g (1, 1, c) * multiplier."""
+    """Return (q (h, w, c), E): every pixel gets masked g (1 or h, 1, c) * multiplier."""
     q, e = normalize(g.astype(np.int64) * multiplier, GRADIENT_BITS, exponent + p_exponent)
     return np.broadcast_to(q, (h, w, g.shape[2])), e
 
@@ -951,7 +955,8 @@ class Machine:
 
     def _mean(self, op: BlobOp) -> None:
         x, y, mask = op.t[:3]
-        v = mean(self._centred(x), op.p[0], op.p[1], self.blob.tensors[y].zero_point)
+        rows, zero_point = self._shape(y)[0], self.blob.tensors[y].zero_point
+        v = mean(self._centred(x), rows, op.p[0], op.p[1], zero_point)
         self._store_clamped(y, mask, v, op.p[2:4])
 
     def _mean_grad(self, op: BlobOp) -> None:

@@ -10,33 +10,21 @@
 enum { EXP_ZERO = -30000 }; // exponent of a gradient tensor that is zero everywhere
 enum { GRAD_BITS = 14 };    // |q| <= 2**14 in every gradient tensor
 
-static inline int32_t min32(int32_t a, int32_t b) {
-    return a < b ? a : b;
-}
+static inline int32_t min32(int32_t a, int32_t b) { return a < b ? a : b; }
 
-static inline int32_t max32(int32_t a, int32_t b) {
-    return a > b ? a : b;
-}
+static inline int32_t max32(int32_t a, int32_t b) { return a > b ? a : b; }
 
-static inline uint32_t umin32(uint32_t a, uint32_t b) {
-    return a < b ? a : b;
-}
+static inline uint32_t umin32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 static inline int32_t limit32(int32_t x, int32_t low, int32_t high) {
     return max32(low, min32(x, high));
 }
 
-static inline int32_t add32(int32_t a, int32_t b) {
-    return (int32_t)((uint32_t)a + (uint32_t)b);
-}
+static inline int32_t add32(int32_t a, int32_t b) { return (int32_t)((uint32_t)a + (uint32_t)b); }
 
-static inline uint32_t magnitude32(int32_t x) {
-    return x < 0 ? 0u - (uint32_t)x : (uint32_t)x;
-}
+static inline uint32_t magnitude32(int32_t x) { return x < 0 ? 0u - (uint32_t)x : (uint32_t)x; }
 
-static inline uint64_t magnitude64(int64_t x) {
-    return x < 0 ? 0u - (uint64_t)x : (uint64_t)x;
-}
+static inline uint64_t magnitude64(int64_t x) { return x < 0 ? 0u - (uint64_t)x : (uint64_t)x; }
 
 // ARMv6-M multiplies to 32 bits only, cannot divide nor shift 64 bits by a variable, and a native
 // module has no compiler library to call for it: arith.c has these for it.
@@ -50,21 +38,15 @@ uint32_t sp_divide(uint32_t a, uint32_t b);
 #define sar64 sp_sar64
 #define divide sp_divide
 #else
-static inline uint64_t umul64(uint32_t a, uint32_t b) {
-    return (uint64_t)a * b;
-}
+static inline uint64_t umul64(uint32_t a, uint32_t b) { return (uint64_t)a * b; }
 
-static inline int64_t mul64(int32_t a, int32_t b) {
-    return (int64_t)a * b;
-}
+static inline int64_t mul64(int32_t a, int32_t b) { return (int64_t)a * b; }
 
 static inline int64_t sar64(int64_t x, uint32_t n) { // n < 64
     return x >> n;
 }
 
-static inline uint32_t divide(uint32_t a, uint32_t b) {
-    return a / b;
-}
+static inline uint32_t divide(uint32_t a, uint32_t b) { return a / b; }
 #endif
 
 // Sizes: products and sums that stop at the largest value instead of wrapping.

@@ -9,9 +9,7 @@ void sp_fail(exec_t *e, int32_t error, int32_t detail) {
     }
 }
 
-bool sp_stop(const exec_t *e) {
-    return e->error != SPROUT_OK || e->mode == SPROUT_CHECK;
-}
+bool sp_stop(const exec_t *e) { return e->error != SPROUT_OK || e->mode == SPROUT_CHECK; }
 
 void sp_require(exec_t *e, bool fits, int32_t operand) {
     if (!fits) {
@@ -134,7 +132,7 @@ int32_t sp_bind_value(exec_t *e, const op_t *op, int32_t p, int32_t low, int32_t
 }
 
 static void *bind_region(exec_t *e, const op_t *op, int32_t p, uint32_t bytes, uint8_t *region,
-    uint32_t region_len, uint32_t align) {
+                         uint32_t region_len, uint32_t align) {
     if (op->p[p] == -1) {
         return NULL;
     }
@@ -161,8 +159,8 @@ void *sp_bind_accum(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t s
     return bind_region(e, op, p, bytes, e->memory->accum, e->head->accum_len, size);
 }
 
-records_t sp_bind_records(
-    exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size, uint32_t unit) {
+records_t sp_bind_records(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size,
+                          uint32_t unit) {
     if (!inside((uint32_t)op->p[p], size_mul(n, size), e->head->constants_len, 4)) {
         sp_fail(e, SPROUT_E_PARAMETER, p);
     }
@@ -188,9 +186,7 @@ uint8_t *sp_load(exec_t *e, const records_t *r, uint32_t first, bool own, uint32
     if (e->memory->blob && !own && r->offset != ABSENT) {
         return (uint8_t *)(uintptr_t)(e->memory->blob + offset);
     }
-    uint32_t room = divide(e->memory->scratch_len, r->size);
-    room -= r->unit == 1 ? 0 : room - divide(room, r->unit) * r->unit;
-    *n = *n < room ? *n : room;
+    *n = umin32(*n, divide(e->memory->scratch_len, r->size * r->unit) * r->unit);
     if (r->offset == ABSENT) {
         return e->memory->scratch;
     }

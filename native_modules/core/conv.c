@@ -4,7 +4,7 @@
 
 // sum[r] += x . w[r] for n_rows rows of weights; x and every row are n long.
 static void dot_rows(const int8_t *restrict x, const int8_t *w, uint32_t stride, uint32_t n_rows,
-    uint32_t n, int32_t *sum) {
+                     uint32_t n, int32_t *sum) {
     uint32_t r = 0;
     for (; r + 4 <= n_rows; r += 4, w += 4 * stride) {
         const int8_t *restrict w0 = w, *restrict w1 = w + stride;
@@ -33,7 +33,7 @@ static void dot_rows(const int8_t *restrict x, const int8_t *w, uint32_t stride,
 
 // sum[r] -= zero_point * (sum of w[r] [n])
 static void subtract_zero(int32_t zero_point, const int8_t *w, uint32_t stride, uint32_t n_rows,
-    uint32_t n, int32_t *sum) {
+                          uint32_t n, int32_t *sum) {
     for (uint32_t r = 0; r < n_rows; ++r, w += stride) {
         uint32_t total = 0;
         for (uint32_t i = 0; i < n; ++i) {
@@ -54,8 +54,8 @@ typedef struct {
 // y[.., first : first + n] from the records of those n <= BLOCK channels; bias [n], or NULL for
 // that of the records. The zero point of x is in the bias for whole windows; where a border cuts
 // taps off, it is subtracted from each.
-static void conv_block(
-    const conv_t *c, const uint8_t *records, const int32_t *bias, uint32_t first, uint32_t n) {
+static void conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias,
+                       uint32_t first, uint32_t n) {
     const tensor_t *x = &c->x, *y = &c->y;
     const window_t *k = &c->k;
     int32_t cut_bias[BLOCK], whole_bias[BLOCK], multiplier[BLOCK], shift[BLOCK], sum[BLOCK];
@@ -100,7 +100,7 @@ static void conv_block(
 // Puts the trained weights [n_records, taps, list.n] over those of the records, whose input
 // channels the list names, and sums again.
 static void overlay(uint8_t *records, uint32_t size, uint32_t n_records, const int8_t *trained,
-    list_t list, uint32_t taps, uint32_t channels) {
+                    list_t list, uint32_t taps, uint32_t channels) {
     for (uint32_t i = 0; i < n_records; ++i) {
         record_t *record = (record_t *)(void *)(records + i * size);
         int8_t *w = record->weight;
@@ -144,14 +144,14 @@ void sp_conv(exec_t *e, const op_t *op) {
         }
         for (uint32_t i = 0; i < count; i += BLOCK) {
             conv_block(&c, tile + i * c.size, bias ? bias + first + i : NULL, first + i,
-                umin32(count - i, BLOCK));
+                       umin32(count - i, BLOCK));
         }
     }
 }
 
 // sum[r] += g . w[r]; the gradients and every row of weights are n long.
 static void dot_rows_s16(const int16_t *restrict g, const int8_t *w, uint32_t stride,
-    uint32_t n_rows, uint32_t n, int32_t *sum) {
+                         uint32_t n_rows, uint32_t n, int32_t *sum) {
     uint32_t r = 0;
     for (; r + 4 <= n_rows; r += 4, w += 4 * stride) {
         const int8_t *restrict w0 = w, *restrict w1 = w + stride;
@@ -187,8 +187,8 @@ typedef struct {
 
 // dx[.., first : first + n] of n <= BLOCK input channels. Returns all magnitudes before the shift
 // ored together, which has the bit length of the greatest.
-static uint32_t conv_input_grad_block(
-    const conv_grad_t *c, const uint8_t *records, uint32_t first, uint32_t n) {
+static uint32_t conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, uint32_t first,
+                                      uint32_t n) {
     const tensor_t *g = &c->g, *dx = &c->dx;
     const window_t *k = &c->k;
     const int16_t *gradient = g->data;
@@ -224,7 +224,8 @@ static uint32_t conv_input_grad_block(
 // Writes the trained weights [O, taps, list.n] of input channels first to first + count over their
 // transposed records.
 static void overlay_transposed(uint8_t *records, uint32_t size, uint32_t first, uint32_t count,
-    const int8_t *trained, list_t list, uint32_t taps, uint32_t outputs) {
+                               const int8_t *trained, list_t list, uint32_t taps,
+                               uint32_t outputs) {
     const uint32_t n = (uint32_t)list.n;
     for (uint32_t j = 0; j < n; ++j) {
         const uint32_t c = (list.channel ? list.channel[j] : j) - first;
@@ -275,8 +276,8 @@ void sp_conv_input_grad(exec_t *e, const op_t *op) {
                 overlay_transposed(tile, c.size, first, count, trained, list, taps, outputs);
             }
             for (uint32_t i = 0; i < count; i += BLOCK) {
-                seen |= conv_input_grad_block(
-                    &c, tile + i * c.size, first + i, umin32(count - i, BLOCK));
+                seen |= conv_input_grad_block(&c, tile + i * c.size, first + i,
+                                              umin32(count - i, BLOCK));
             }
         }
         if (sp_settle(e, &c.g, &c.dx, seen, &c.shift)) {

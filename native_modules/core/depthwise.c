@@ -6,15 +6,14 @@
 
 #include "internal.h"
 
-enum { PACKED = 1024 }; // bytes on the stack, so taps too at most
+enum { PACKED = 768 }; // bytes on the stack, so taps too at most
 
 // How many channels the packed weights have room for.
-static uint32_t block_of(uint32_t taps) {
-    return taps ? umin32(divide(PACKED, taps), BLOCK) : 0;
-}
+static uint32_t block_of(uint32_t taps) { return taps ? umin32(divide(PACKED, taps), BLOCK) : 0; }
 
 // Channels of `many` per channel of `few`; 1 and an error where that is no whole number.
-static uint32_t groups_of(exec_t *e, const tensor_t *many, const tensor_t *few, const window_t *k) {
+static uint32_t groups_of(exec_t *e, const tensor_t *many, const tensor_t *few,
+                          const window_t *k) {
     const uint32_t n = few->c ? divide((uint32_t)many->c, (uint32_t)few->c) : 0;
     sp_require(e, k->taps <= PACKED, 0);
     sp_require(e, n && n * (uint32_t)few->c == (uint32_t)many->c, 1);
@@ -22,7 +21,7 @@ static uint32_t groups_of(exec_t *e, const tensor_t *many, const tensor_t *few, 
 }
 
 static void pack(int8_t *packed, const uint8_t *records, uint32_t size, uint32_t taps,
-    uint32_t n) {
+                 uint32_t n) {
     for (uint32_t i = 0; i < n; ++i) {
         const int8_t *w = record_at(records, size, i)->weight;
         for (uint32_t tap = 0; tap < taps; ++tap) {
@@ -34,7 +33,7 @@ static void pack(int8_t *packed, const uint8_t *records, uint32_t size, uint32_t
 // sum[i] += (x[i / multiplier] - zero_point) * w[i], the first of x being `skip` channels into its
 // group.
 static void multiply(const int8_t *restrict x, int32_t zero_point, const int8_t *restrict w,
-    uint32_t n, uint32_t multiplier, uint32_t skip, int32_t *restrict sum) {
+                     uint32_t n, uint32_t multiplier, uint32_t skip, int32_t *restrict sum) {
     if (multiplier == 1) {
         for (uint32_t i = 0; i < n; ++i) {
             sum[i] = add32(sum[i], (x[i] - zero_point) * w[i]);
@@ -61,7 +60,7 @@ typedef struct {
 // y[.., first : first + n] from the records of those channels; bias [n], or NULL for that of the
 // records.
 static void depthwise_block(const depthwise_t *d, const uint8_t *records, const int32_t *bias,
-    uint32_t first, uint32_t n) {
+                            uint32_t first, uint32_t n) {
     const tensor_t *x = &d->x, *y = &d->y;
     const window_t *k = &d->k;
     int8_t packed[PACKED];
@@ -85,7 +84,8 @@ static void depthwise_block(const depthwise_t *d, const uint8_t *records, const 
             for (int32_t ky = v.from; ky < v.to; ++ky) {
                 for (int32_t kx = u.from; kx < u.to; ++kx) {
                     multiply(data + at(x, v.start + ky, u.start + kx), x->zero_point,
-                        packed + (uint32_t)(ky * k->kw + kx) * n, n, d->multiplier, skip, sum);
+                             packed + (uint32_t)(ky * k->kw + kx) * n, n, d->multiplier, skip,
+                             sum);
                 }
             }
             for (uint32_t i = 0; i < n; ++i) {
@@ -99,7 +99,7 @@ static void depthwise_block(const depthwise_t *d, const uint8_t *records, const 
 // Puts the trained weights [list.n, taps] over those of the records of output channels first to
 // first + count.
 static void overlay(uint8_t *records, uint32_t size, uint32_t first, uint32_t count,
-    const int8_t *trained, list_t list, uint32_t taps) {
+                    const int8_t *trained, list_t list, uint32_t taps) {
     for (uint32_t j = 0; j < (uint32_t)list.n; ++j, trained += taps) {
         const uint32_t c = (list.channel ? list.channel[j] : j) - first;
         if (c < count) { // above `first` too
@@ -136,14 +136,14 @@ void sp_depthwise(exec_t *e, const op_t *op) {
         }
         for (uint32_t i = 0; i < count; i += block) {
             depthwise_block(&d, tile + i * d.size, bias ? bias + first + i : NULL, first + i,
-                umin32(count - i, block));
+                            umin32(count - i, block));
         }
     }
 }
 
 // sum[i] += g[i] * w[i]
-static void multiply_s16(
-    const int16_t *restrict g, const int8_t *restrict w, uint32_t n, int32_t *restrict sum) {
+static void multiply_s16(const int16_t *restrict g, const int8_t *restrict w, uint32_t n,
+                         int32_t *restrict sum) {
     for (uint32_t i = 0; i < n; ++i) {
         sum[i] = add32(sum[i], g[i] * w[i]);
     }
@@ -159,8 +159,8 @@ typedef struct {
 
 // dx from the records of output channels first to first + n, whole groups of them. Returns all
 // magnitudes before the shift ored together.
-static uint32_t depthwise_input_grad_block(
-    const depthwise_grad_t *d, const uint8_t *records, uint32_t first, uint32_t n) {
+static uint32_t depthwise_input_grad_block(const depthwise_grad_t *d, const uint8_t *records,
+                                           uint32_t first, uint32_t n) {
     const tensor_t *g = &d->g, *dx = &d->dx;
     const window_t *k = &d->k;
     int8_t packed[PACKED];
@@ -180,7 +180,7 @@ static uint32_t depthwise_input_grad_block(
                     const int32_t ox = window_of(x, kx, k->stride_w, k->left, g->w);
                     if (ox >= 0) {
                         multiply_s16(gradient + at(g, oy, ox),
-                            packed + (uint32_t)(ky * k->kw + kx) * n, n, sum);
+                                     packed + (uint32_t)(ky * k->kw + kx) * n, n, sum);
                     }
                 }
             }
@@ -207,9 +207,8 @@ void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
     d.multiplier = groups_of(e, &d.g, &d.dx, &d.k);
     const uint32_t taps = (uint32_t)d.k.taps, n = (uint32_t)d.g.c;
     d.size = (uint32_t)sizeof(record_t) + round4(taps);
-    const records_t records = op->p[2] == -1
-                                  ? (records_t){ABSENT, d.size, n, d.multiplier}
-                                  : sp_bind_records(e, op, 2, n, d.size, d.multiplier);
+    const records_t records = op->p[2] == -1 ? (records_t){ABSENT, d.size, n, d.multiplier}
+                                             : sp_bind_records(e, op, 2, n, d.size, d.multiplier);
     const list_t list = op->p[3] == -1 ? (list_t){0} : sp_bind_list(e, op, 4, d.g.c);
     const int8_t *trained = sp_bind_trained(e, op, 3, (uint32_t)list.n, taps);
     sp_need_scratch(e, size_mul(d.size, d.multiplier));
@@ -236,8 +235,8 @@ void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
                 overlay(tile, d.size, first, count, trained, list, taps);
             }
             for (uint32_t i = 0; i < count; i += block) {
-                seen |= depthwise_input_grad_block(
-                    &d, tile + i * d.size, first + i, umin32(count - i, block));
+                seen |= depthwise_input_grad_block(&d, tile + i * d.size, first + i,
+                                                   umin32(count - i, block));
             }
         }
         if (sp_settle(e, &d.g, &d.dx, seen, &d.shift)) {

@@ -2,8 +2,8 @@
 
 #include "internal.h"
 
-// One row per operator; NULL: unknown. Comparisons, not a table: a native module cannot hold
-// addresses.
+// One row per operator. Not a table: a native module cannot hold addresses.
+// clang-format off
 static void dispatch(exec_t *e, const op_t *op) {
     switch (op->opcode) {
     case 1: sp_conv(e, op); break;
@@ -31,14 +31,11 @@ static void dispatch(exec_t *e, const op_t *op) {
     default: sp_fail(e, SPROUT_E_OPCODE, op->opcode);
     }
 }
+// clang-format on
 
-static bool is_update(const op_t *op) {
-    return op->opcode >= 36 && op->opcode <= 38;
-}
+static bool is_update(const op_t *op) { return op->opcode >= 36 && op->opcode <= 38; }
 
-static bool misaligned(const void *p) {
-    return ((uintptr_t)p & 3) != 0;
-}
+static bool misaligned(const void *p) { return ((uintptr_t)p & 3) != 0; }
 
 static bool too_short(const void *buffer, uint32_t length, uint32_t needed) {
     return needed > INT32_MAX || length < needed || (needed && !buffer);
@@ -59,9 +56,8 @@ static int32_t check_header(const sprout_memory_t *m) {
     if (head->magic[0] != 'S' || head->magic[1] != 'P' || head->magic[2] != 'R' ||
         head->magic[3] != 'T' || head->version != 1 || head->header_len != sizeof(header_t) ||
         head->program != sizeof(header_t) || head->program_len < tables ||
-        head->program_len > m->program_len - sizeof(header_t) ||
-        head->n_forward > head->n_ops || head->file_len > INT32_MAX || head->constants & 3 ||
-        head->constants > head->file_len ||
+        head->program_len > m->program_len - sizeof(header_t) || head->n_forward > head->n_ops ||
+        head->file_len > INT32_MAX || head->constants & 3 || head->constants > head->file_len ||
         head->constants_len > head->file_len - head->constants) {
         return SPROUT_E_HEADER;
     }
@@ -192,8 +188,8 @@ int32_t sprout_input(const sprout_memory_t *memory, const uint8_t *pixels, uint3
     return SPROUT_OK;
 }
 
-int32_t sprout_probabilities(
-    const sprout_memory_t *memory, int32_t n_classes, int32_t p0, int32_t *out) {
+int32_t sprout_probabilities(const sprout_memory_t *memory, int32_t n_classes, int32_t p0,
+                             int32_t *out) {
     exec_t e;
     if (begin(&e, memory, NULL, SPROUT_PREDICT) != SPROUT_OK) {
         return e.error;

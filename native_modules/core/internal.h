@@ -2,7 +2,7 @@
 // tensor number or an offset to a pointer.
 //
 // An operator is one function. It binds its operands, which checks them; an error sticks in the
-// exec_t, so it asks `stop` once, after the last of them, and from there on all pointers and
+// exec_t, so it asks sp_stop once, after the last of them, and from there on all pointers and
 // shapes can be trusted.
 
 #ifndef SPROUT_INTERNAL_H
@@ -80,7 +80,7 @@ typedef struct {
     int32_t kh, kw, stride_h, stride_w, top, left, taps;
 } window_t;
 
-// Records of one size: at `offset` of the file, or ABSENT, and then loading one only finds it room.
+// Records of one size at `offset` of the file; if that is ABSENT, loading some only finds room.
 enum { ABSENT = 0 };
 typedef struct {
     uint32_t offset, size, n, unit;
@@ -91,7 +91,7 @@ typedef struct {
     int8_t weight[];
 } record_t;
 
-// Where and how `store` writes int8 results.
+// Where and how sp_store writes int8 results.
 typedef struct {
     int32_t min, max, zero_point;
     int8_t *y;
@@ -121,11 +121,11 @@ int32_t sp_bind_value(exec_t *e, const op_t *op, int32_t p, int32_t low, int32_t
 void *sp_bind_trained(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size);
 void *sp_bind_accum(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size);
 // n x size bytes of the constants section. A tile takes a multiple of `unit` of them.
-records_t sp_bind_records(
-    exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size, uint32_t unit);
+records_t sp_bind_records(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size,
+                          uint32_t unit);
 
-// The records from `first` on, as many as one tile takes: all, or what fits into the scratch. Where
-// `own` is set they lie in the scratch and may be changed. NULL: reading failed.
+// The records from `first` on, as many as one tile takes: all, or what fits into the scratch.
+// Where `own` is set they lie in the scratch and may be changed. NULL: reading failed.
 uint8_t *sp_load(exec_t *e, const records_t *r, uint32_t first, bool own, uint32_t *n);
 // All of them, in place or at the start of the scratch; `rest` of the scratch stays free.
 const void *sp_load_all(exec_t *e, const records_t *r, void **rest);
@@ -144,12 +144,9 @@ void sp_store(const output_t *out, const int32_t *v, uint32_t n, uint32_t e);
 void sp_store_zero(const tensor_t *gradient);
 // The end of an input gradient: true if `shift` was enough for what was `seen`, with the exponent
 // written; else `shift` is what it takes, and all is to be done again.
-bool sp_settle(
-    exec_t *e, const tensor_t *g, const tensor_t *dx, uint32_t seen, int32_t *shift);
+bool sp_settle(exec_t *e, const tensor_t *g, const tensor_t *dx, uint32_t seen, int32_t *shift);
 
-static inline bool is_zero(const tensor_t *gradient) {
-    return *gradient->exponent == EXP_ZERO;
-}
+static inline bool is_zero(const tensor_t *gradient) { return *gradient->exponent == EXP_ZERO; }
 
 static inline bool mask_at(const uint8_t *mask, uint32_t e) {
     return !mask || (mask[e >> 3] >> (e & 7) & 1);
@@ -163,9 +160,7 @@ static inline const record_t *record_at(const uint8_t *records, uint32_t size, u
     return (const record_t *)(const void *)(records + size * i);
 }
 
-static inline uint32_t round4(uint32_t n) {
-    return size_add(n, 3) & ~3u;
-}
+static inline uint32_t round4(uint32_t n) { return size_add(n, 3) & ~3u; }
 
 // The taps [from, to) of a window in one direction that lie inside the input, which starts at
 // `start` of it.
@@ -180,8 +175,8 @@ static inline span_t span(int32_t out, int32_t stride, int32_t pad, int32_t kern
 }
 
 // The other way round: the output whose window has input `in` at tap k, or -1.
-static inline int32_t
-window_of(int32_t in, int32_t k, int32_t stride, int32_t pad, int32_t out_size) {
+static inline int32_t window_of(int32_t in, int32_t k, int32_t stride, int32_t pad,
+                                int32_t out_size) {
     const int32_t at = in + pad - k;
     if (at < 0) {
         return -1;
@@ -192,14 +187,14 @@ window_of(int32_t in, int32_t k, int32_t stride, int32_t pad, int32_t out_size) 
 
 // The operators; execute.c has one row for each.
 typedef void kernel_t(exec_t *e, const op_t *op);
-kernel_t sp_conv, sp_conv_input_grad;                                      // conv.c
-kernel_t sp_depthwise, sp_depthwise_input_grad;                            // depthwise.c
-kernel_t sp_add, sp_add_grads;                                             // add.c
+kernel_t sp_conv, sp_conv_input_grad;                                          // conv.c
+kernel_t sp_depthwise, sp_depthwise_input_grad;                                // depthwise.c
+kernel_t sp_add, sp_add_grads;                                                 // add.c
 kernel_t sp_average_pool, sp_average_pool_grad, sp_max_pool, sp_max_pool_grad; // pool.c
-kernel_t sp_mean, sp_mean_grad;                                            // mean.c
-kernel_t sp_pad, sp_pad_grad, sp_gather;                                   // shape.c
-kernel_t sp_requantize, sp_scale_grad;                                     // scale.c
-kernel_t sp_softmax, sp_cross_entropy;                                     // softmax.c
-kernel_t sp_bias_update, sp_conv_weight_update, sp_depthwise_weight_update; // update.c
+kernel_t sp_mean, sp_mean_grad;                                                // mean.c
+kernel_t sp_pad, sp_pad_grad, sp_gather;                                       // shape.c
+kernel_t sp_requantize, sp_scale_grad;                                         // scale.c
+kernel_t sp_softmax, sp_cross_entropy;                                         // softmax.c
+kernel_t sp_bias_update, sp_conv_weight_update, sp_depthwise_weight_update;    // update.c
 
 #endif

@@ -14,8 +14,8 @@ void sp_pad(exec_t *e, const op_t *op) {
     const uint32_t row = (uint32_t)(x.w * x.c);
     sp_fill(y.data, (uint8_t)value, y.n);
     for (int32_t i = 0; i < x.h; ++i) {
-        sp_copy((int8_t *)y.data + at(&y, top + i, left), (const int8_t *)x.data + row * (uint32_t)i,
-            row);
+        sp_copy((int8_t *)y.data + at(&y, top + i, left),
+                (const int8_t *)x.data + row * (uint32_t)i, row);
     }
 }
 
@@ -34,7 +34,7 @@ void sp_pad_grad(exec_t *e, const op_t *op) {
     const uint32_t row = (uint32_t)(dx.w * dx.c);
     for (int32_t i = 0; i < dx.h; ++i) {
         sp_copy((int16_t *)dx.data + row * (uint32_t)i,
-            (const int16_t *)g.data + at(&g, top + i, left), row * 2);
+                (const int16_t *)g.data + at(&g, top + i, left), row * 2);
     }
     *dx.exponent = *g.exponent;
 }

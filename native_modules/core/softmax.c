@@ -2,10 +2,12 @@
 
 #include "internal.h"
 
-enum { MAX_CLASSES = 1024 }; // a sum of Q20 numbers fits 31 bits
+enum { MAX_CLASSES = 1024 };     // a sum of Q20 numbers fits 31 bits
+enum { MAX_P0 = (1 << 23) - 1 }; // so does the difference of two logits times p0
 enum { Q31_ONE = INT32_MAX };
 
-// The four steps below are gemmlowp's fixedpoint.h; QN.M has N integer and M fractional bits.
+// Up to sp_softmax everything is gemmlowp's fixedpoint.h, whose names stand in brackets. QN.M has
+// N integer and M fractional bits.
 
 static int32_t step_exp(int32_t rest, int32_t bit, int32_t factor, int32_t result) {
     return rest >> bit & 1 ? high_mul(result, factor) : result;
@@ -99,8 +101,8 @@ static int32_t exp2_q20(int32_t t) {
 }
 
 typedef struct {
-    uint32_t sum;   // of the powers, Q20
-    int32_t x;      // bits that `sum` has beyond 16
+    uint32_t sum;    // of the powers, Q20
+    int32_t x;       // bits that `sum` has beyond 16
     int32_t inverse; // 2**31 / (sum >> x)
 } total_t;
 
@@ -132,16 +134,11 @@ static int32_t loss_of(uint32_t sum, int32_t t) {
     return (int32_t)(mul64(log - 20 * 65536 + t, 45426) >> 16);
 }
 
-// 255 * p0 stays an int32.
-static bool is_scale(int32_t p0) {
-    return p0 >= 0 && p0 < 1 << 23;
-}
-
 // logits and g are (1, 1, C)
 void sp_cross_entropy(exec_t *e, const op_t *op) {
     const tensor_t logits = sp_bind(e, op, 0, INT8);
     const tensor_t g = sp_bind_gradient(e, op, 1);
-    const int32_t p0 = sp_bind_value(e, op, 0, 0, (1 << 23) - 1);
+    const int32_t p0 = sp_bind_value(e, op, 0, 0, MAX_P0);
     const int32_t mantissa = sp_bind_value(e, op, 1, 0, (1 << 15) - 1);
     sp_require(e, g.n == logits.n, 1);
     sp_need_scratch(e, size_mul(logits.n, sizeof(int32_t)));
@@ -184,7 +181,7 @@ void sp_cross_entropy(exec_t *e, const op_t *op) {
 }
 
 int32_t sp_probabilities(const tensor_t *logits, int32_t n, int32_t p0, int32_t *out) {
-    if (n < 1 || n > MAX_CLASSES || (uint32_t)n > logits->n || !is_scale(p0) || !out) {
+    if (n < 1 || n > MAX_CLASSES || (uint32_t)n > logits->n || p0 < 0 || p0 > MAX_P0 || !out) {
         return SPROUT_E_LABEL;
     }
     const total_t total = powers(logits->data, n, p0, out);

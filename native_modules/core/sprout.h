@@ -66,8 +66,8 @@ typedef struct {
     int32_t label, n_classes; // of the sample; classes in use
     int32_t rate_mantissa, rate_exponent;
     int32_t seed, step;
-    int32_t loss_q16;         // result: loss in nats, Q16
-    int32_t reruns;           // result: input gradients computed twice, their guessed shift too small
+    int32_t loss_q16; // result: loss in nats, Q16
+    int32_t reruns;   // result: input gradients computed twice, their guessed shift too small
     int32_t error_op, detail; // result where an operator failed: its number, what was wrong
 } sprout_run_t;
 
@@ -85,7 +85,7 @@ int32_t sprout_input(const sprout_memory_t *memory, const uint8_t *pixels, uint3
 
 // Softmax of the first n_classes logits into out [n_classes], Q15. p0 is that of CROSS_ENTROPY:
 // round(scale * log2(e) * 2**16) with the scale of the logits.
-int32_t sprout_probabilities(
-    const sprout_memory_t *memory, int32_t n_classes, int32_t p0, int32_t *out);
+int32_t sprout_probabilities(const sprout_memory_t *memory, int32_t n_classes, int32_t p0,
+                             int32_t *out);
 
 #endif

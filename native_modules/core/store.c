@@ -38,8 +38,7 @@ void sp_store_zero(const tensor_t *gradient) {
     *gradient->exponent = EXP_ZERO;
 }
 
-bool sp_settle(
-    exec_t *e, const tensor_t *g, const tensor_t *dx, uint32_t seen, int32_t *shift) {
+bool sp_settle(exec_t *e, const tensor_t *g, const tensor_t *dx, uint32_t seen, int32_t *shift) {
     const int32_t needed = bitlen32(seen) - GRAD_BITS;
     if (needed > *shift) {
         *shift = needed;

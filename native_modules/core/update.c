@@ -20,13 +20,13 @@ typedef struct {
 } rule_t;
 
 // rate * v * 2**E * mantissa * 2**exponent in units of 2**-bits LSB.
-static rule_t rule_of(
-    const exec_t *e, const tensor_t *g, rate_t rate, int32_t bits, uint32_t key) {
+static rule_t rule_of(const exec_t *e, const tensor_t *g, rate_t rate, int32_t bits,
+                      uint32_t key) {
     const sprout_run_t *run = e->run;
     const int32_t gradient = add32(*g->exponent, run->rate_exponent);
     const int32_t exponent = add32(add32(rate.exponent, gradient), 14 + bits);
     return (rule_t){(rate.mantissa >> 14) * run->rate_mantissa, (int32_t)(0u - (uint32_t)exponent),
-        key};
+                    key};
 }
 
 static uint32_t key_of(const exec_t *e, int32_t key) {
@@ -37,7 +37,7 @@ static uint32_t key_of(const exec_t *e, int32_t key) {
 
 // Elements first to first + n of the trained tensor; v [n] are their gradient sums, then steps.
 static void update_weights(const rule_t *rule, int32_t *restrict v, uint32_t first, uint32_t n,
-    int8_t *restrict weight, int16_t *restrict accum) {
+                           int8_t *restrict weight, int16_t *restrict accum) {
     const int32_t factor = rule->factor, shift = rule->shift;
     const uint32_t key = rule->key;
     for (uint32_t i = 0; i < n; ++i) {
@@ -83,8 +83,8 @@ static void apply_bias(int32_t *bias, int32_t *accum) {
 }
 
 // Loads the update table; NULL: there is nothing to do, or something is wrong.
-static const rate_t *load_rates(
-    exec_t *e, const tensor_t *g, const records_t *records, int32_t **rest) {
+static const rate_t *load_rates(exec_t *e, const tensor_t *g, const records_t *records,
+                                int32_t **rest) {
     if (e->mode != MODE_APPLY) {
         if (e->run->rate_mantissa < 1 || e->run->rate_mantissa > 4095) {
             sp_fail(e, SPROUT_E_RATE, e->run->rate_mantissa);
@@ -148,8 +148,8 @@ void sp_bias_update(exec_t *e, const op_t *op) {
 }
 
 // sum[i] += g * (x[i] - zero_point)
-static void multiply(
-    const int8_t *restrict x, int32_t zero_point, int32_t g, uint32_t n, int32_t *restrict sum) {
+static void multiply(const int8_t *restrict x, int32_t zero_point, int32_t g, uint32_t n,
+                     int32_t *restrict sum) {
     for (uint32_t i = 0; i < n; ++i) {
         sum[i] = add32(sum[i], g * (x[i] - zero_point));
     }
@@ -157,7 +157,7 @@ static void multiply(
 
 // sum [kh, kw, n] of output channel `o`, from input channels `first` to first + n of x.
 static void weight_gradient(const tensor_t *g, const tensor_t *x, const window_t *k, uint32_t o,
-    uint32_t first, uint32_t n, int32_t *sum) {
+                            uint32_t first, uint32_t n, int32_t *sum) {
     const int16_t *q = (const int16_t *)g->data + o;
     const int8_t *data = (const int8_t *)x->data + first;
     const bool joined = n == (uint32_t)x->c; // taps side by side are one run of elements
@@ -170,7 +170,7 @@ static void weight_gradient(const tensor_t *g, const tensor_t *x, const window_t
             for (int32_t ky = v.from; ky < v.to && *q; ++ky) {
                 for (int32_t kx = u.from; kx < u.to; kx += step) {
                     multiply(data + at(x, v.start + ky, u.start + kx), x->zero_point, *q,
-                        (uint32_t)step * n, sum + (uint32_t)(ky * k->kw + kx) * n);
+                             (uint32_t)step * n, sum + (uint32_t)(ky * k->kw + kx) * n);
                 }
             }
         }
@@ -185,7 +185,8 @@ typedef struct {
 } rows_t;
 
 static void update_rows(exec_t *e, const op_t *op, const tensor_t *g, const tensor_t *x,
-    const window_t *k, rows_t rows, const records_t *records, int8_t *weight, int16_t *accum) {
+                        const window_t *k, rows_t rows, const records_t *records, int8_t *weight,
+                        int16_t *accum) {
     const uint32_t row = (uint32_t)k->taps * rows.n, n_rows = (uint32_t)rows.outputs.n;
     int32_t *sum;
     const rate_t *rates = load_rates(e, g, records, &sum);
@@ -218,7 +219,8 @@ void sp_conv_weight_update(exec_t *e, const op_t *op) {
     int8_t *weight = sp_bind_trained(e, op, 2, outputs, row);
     const records_t records = sp_bind_records(e, op, 3, outputs, sizeof(rate_t), 1);
     int16_t *accum = sp_bind_accum(e, op, 4, size_mul(outputs, row), sizeof(int16_t));
-    sp_need_scratch(e, size_add(size_mul(outputs, sizeof(rate_t)), size_mul(row, sizeof(int32_t))));
+    sp_need_scratch(e,
+                    size_add(size_mul(outputs, sizeof(rate_t)), size_mul(row, sizeof(int32_t))));
     if (!weight) {
         sp_fail(e, SPROUT_E_PARAMETER, 2);
     }
@@ -237,8 +239,8 @@ void sp_depthwise_weight_update(exec_t *e, const op_t *op) {
     int8_t *weight = sp_bind_trained(e, op, 2, n, taps);
     const records_t records = sp_bind_records(e, op, 3, outputs, sizeof(rate_t), 1);
     int16_t *accum = sp_bind_accum(e, op, 4, size_mul(n, taps), sizeof(int16_t));
-    sp_need_scratch(
-        e, size_add(size_mul(outputs, sizeof(rate_t)), size_mul(taps, sizeof(int32_t))));
+    sp_need_scratch(e,
+                    size_add(size_mul(outputs, sizeof(rate_t)), size_mul(taps, sizeof(int32_t))));
     const uint32_t divisor = x.c ? divide(n, (uint32_t)x.c) : 0;
     sp_require(e, n == divisor * (uint32_t)x.c && (!list.channel || divisor == 1), 1);
     if (!weight) {

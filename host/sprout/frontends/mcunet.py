@@ -409,7 +409,7 @@ class _Importer:
         x = self.requantize(x, *self.quantization(classifier, "x", "classifier"), "classifier")
         y = Tensor("pool", (1, 1, x.shape[2]), scale=x.scale, zero_point=x.zero_point)
         mult, shift = mean_multiplier(x.scale, y.scale, x.shape[0] * x.shape[1])
-        return self.emit("mean", [x], y, mult=mult, shift=shift, divisor=1, **INT8_RANGE)
+        return self.emit("mean", [x], y, mult=mult, shift=shift, **INT8_RANGE)
 
     def conv(self, x: Tensor, cfg: Any, where: str) -> Tensor:
         params = self.part(cfg, "params", where)

@@ -655,24 +655,13 @@ class _Importer:
         outer, count, inner, order = self.split(source, axes)
         if math.prod(y.shape) != math.prod(kept):
             raise self.refuse(f"makes {list(y.shape)} out of {list(kept)}", "convert it again")
-        limits = {"act_min": -128, "act_max": 127}
-        if outer == 1:
-            x = source.tensor
-            if x.shape[0] * x.shape[1] != count:
-                x = self.as_shape(source, self.hwc((count, 1, inner), self.operand(0)))
-            t = self.new_tensor(y, (1, 1, inner))
-            mult, shift = mean_multiplier(x.scale, t.scale, count)
-            self.emit("mean", [x], t, mult=mult, shift=shift, divisor=1, **limits)
-        else:
-            x = self.as_shape(source, self.hwc((outer, count, inner), self.operand(0)))
-            t = self.new_tensor(y, self.hwc((outer, 1, inner), y))
-            if count > 255 or not _pool_is_mean(x, t, count):
-                raise self.refuse(
-                    "averages over one of several axes, with a rounding that no pooling gives",
-                    "average over height and width at once",
-                )
-            window = {"kernel": (1, count), "stride": (1, count), "padding": (0, 0, 0, 0)}
-            self.emit("average_pool", [x], t, **window, **limits)
+        x = source.tensor
+        if outer > 1 or x.shape[0] * x.shape[1] != count:
+            rows = (count, 1, inner) if outer == 1 else (outer, count, inner)
+            x = self.as_shape(source, self.hwc(rows, self.operand(0)))
+        t = self.new_tensor(y, self.hwc((outer, 1, inner), y))
+        mult, shift = mean_multiplier(x.scale, t.scale, count)
+        self.emit("mean", [x], t, mult=mult, shift=shift, act_min=-128, act_max=127)
         self.known[y.index].order = order
 
     def split(
@@ -828,20 +817,3 @@ def _tidy(order: np.ndarray) -> np.ndarray | None:
 
 def _same_order(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
-
-
-def _pool_is_mean(x: Tensor, y: Tensor, count: int) -> bool:
-    """Whether AVERAGE_POOL over ``count`` elements equals MEAN for every sum there can be."""
-    total = np.arange(-128 * count, 127 * count + 1, dtype=np.int64)
-    half = np.where(total > 0, count // 2, -(count // 2))
-    pooled = np.trunc((total + half) / count).astype(np.int64)
-    multiplier, shift = mean_multiplier(x.scale, y.scale, count)
-    centred = (total - count * x.zero_point) << max(shift, 0)
-    doubled = centred * multiplier
-    # gemmlowp's double rounding, see blob.py's mbqm
-    high = (np.abs(doubled) + (1 << 30)) >> 31
-    high = np.where(doubled < 0, -((np.abs(doubled) + (1 << 30) - 1) >> 31), high)
-    e = max(-shift, 0)
-    mask = (1 << e) - 1
-    mean = (high >> e) + ((high & mask) > (mask >> 1) + (high < 0))
-    return np.array_equal(np.clip(mean + y.zero_point, -128, 127), pooled)
