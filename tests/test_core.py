@@ -340,6 +340,30 @@ def test_operators_that_move_elements():
     assert np.array_equal(e.tensor(dx), q[1:3, :3])
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_mean_of_everything_and_of_each_row(rows):
+    rng = np.random.default_rng(10)
+    n = Builder()
+    x, y = n.tensor((3, 4, 40), zero=5), n.tensor((rows, 1, 40), zero=-2)
+    g, dx = n.like(y, "int16"), n.like(x, "int16")
+    count = 12 // rows
+    multiplier, shift = quantize_multiplier(0.7 / count)
+    n.op("mean", [x, y, NONE], [multiplier, shift, -128, 127])
+    n.op("mean_grad", [g, NONE, dx], [-31, 2**29])
+    data, q = int8(rng, 3, 4, 40), rng.integers(-16384, 16385, (rows, 1, 40)).astype(np.int16)
+    e = engine(n, {x: data, g: q}, y, 0)
+    e.run_ops(0, 2, LEARN)
+    sums = (data.astype(np.int64) - 5).reshape(rows, count, 1, 40).sum(axis=1)
+    want, _ = clamp_requantized(sums, np.full(40, 0.7 / count), -2, -128, 127)
+    assert np.array_equal(e.tensor(y), want)
+    v = q.astype(np.int64) * 2**29
+    down = int(np.abs(v).max()).bit_length() - 14
+    assert e.exponent(dx) == down - 31
+    assert np.array_equal(
+        e.tensor(dx), np.broadcast_to(py_rshift(v, down), (rows, 12 // rows, 40)).reshape(3, 4, 40)
+    )
+
+
 def test_pools_and_their_gradients():
     rng = np.random.default_rng(8)
     n = Builder()

@@ -26,6 +26,12 @@ DEAD_SCALE = 1e-6
 GRADIENT_BITS = 14
 """Magnitude bits of a gradient element; the sign makes 15 of the 16."""
 
+MAX_DEPTHWISE_TAPS = 768
+"""Taps of one channel's window that the core's depthwise kernels have room for."""
+
+MAX_CLASSES = 1024
+"""Outputs of the logits tensor that the core's cross entropy has room for."""
+
 DEFAULT_SCRATCH = 4096
 """Least bytes of scratch a blob asks for: frozen weights stream through it, and smaller tiles cost
 more reads."""
@@ -255,6 +261,11 @@ class _Lowering:
         """CONV and DEPTHWISE; trained parts get their place in RAM."""
         weight = op.params["weight"]
         channels = op.attrs["train_channels"]
+        if op.kind == "depthwise" and math.prod(weight.shape[1:3]) > MAX_DEPTHWISE_TAPS:
+            raise SproutError(
+                f"depthwise layer {op.name} has a window of {weight.shape[1]} x {weight.shape[2]}, "
+                f"and {MAX_DEPTHWISE_TAPS} taps are the most; use a smaller kernel."
+            )
         w_at = b_at = -1
         if op.attrs["train_bias"]:
             b_at = self.place(op, "bias", op.params["bias"])
@@ -317,6 +328,11 @@ class _Lowering:
 
     def cross_entropy(self, op: Op) -> list[int]:
         logits = op.inputs[0]
+        if logits.elements > MAX_CLASSES:
+            raise SproutError(
+                f"logits {logits.name} has {logits.elements} outputs and {MAX_CLASSES} are the most "
+                "that can learn; give it a smaller head with --classes."
+            )
         self.scratch = max(self.scratch, 4 * logits.shape[2])
         mantissa, exponent = math.frexp(logits.scale)
         m = round(mantissa * (1 << 15))
@@ -401,7 +417,7 @@ class _Lowering:
             )
         multiplier = op.inputs[0].shape[2] // op.outputs[0].shape[2]
         taps = math.prod(weight.shape[1:3])
-        if multiplier > 32 or multiplier * taps > 1024:
+        if multiplier > 32 or multiplier * taps > MAX_DEPTHWISE_TAPS:
             raise SproutError(
                 f"depthwise layer {op.name} has {multiplier} outputs an input of {taps} taps, "
                 "too many for its gradient; choose a plan whose layers all come after it."

@@ -267,7 +267,7 @@ class Engine:
 
     def digest(self) -> str:
         """Return the SHA-256 of the trained parameters, in hex."""
-        return hashlib.sha256(self.trained).hexdigest()
+        return hashlib.sha256(self.trained.tobytes()).hexdigest()
 
     def _program_end(self) -> int:
         return blobs.HEADER + self.blob.tables_len + len(self.blob.tail)

@@ -32,7 +32,7 @@ void sp_mean(exec_t *e, const op_t *op) {
     }
 }
 
-// g is (1, 1, C) or (H, 1, C), dx (H, W, C): every pixel gets the gradient of the mean it went into.
+// g is (1, 1, C) or (H, 1, C), dx (H, W, C): every pixel gets the gradient of its mean.
 void sp_mean_grad(exec_t *e, const op_t *op) {
     const tensor_t g = sp_bind_gradient(e, op, 0);
     const uint8_t *mask = sp_bind_saved(e, op, 1, BITS, g.n);
