@@ -91,7 +91,7 @@ def compile_graph(
         plan = plans.parse(plan, len(graph.convs))
     plans.apply(plan, graph)
     schedule = autodiff.differentiate(graph)
-    result = _Lowering(schedule, gradient_bits).blob(input_range)
+    result = _Lowering(schedule, gradient_bits).assemble(input_range)
     result.info["plan"] = str(plan)
     return result
 
@@ -263,7 +263,7 @@ class _Lowering:
         channels = op.attrs["train_channels"]
         if op.kind == "depthwise" and math.prod(weight.shape[1:3]) > MAX_DEPTHWISE_TAPS:
             raise SproutError(
-                f"depthwise layer {op.name} has a window of {weight.shape[1]} x {weight.shape[2]}, "
+                f"depthwise layer {op.name} has a window of {weight.shape[1]} x {weight.shape[2]} "
                 f"and {MAX_DEPTHWISE_TAPS} taps are the most; use a smaller kernel."
             )
         w_at = b_at = -1
@@ -330,8 +330,8 @@ class _Lowering:
         logits = op.inputs[0]
         if logits.elements > MAX_CLASSES:
             raise SproutError(
-                f"logits {logits.name} has {logits.elements} outputs and {MAX_CLASSES} are the most "
-                "that can learn; give it a smaller head with --classes."
+                f"logits {logits.name} has {logits.elements} outputs and {MAX_CLASSES} are the "
+                "most that can learn; give it a smaller head with --classes."
             )
         self.scratch = max(self.scratch, 4 * logits.shape[2])
         mantissa, exponent = math.frexp(logits.scale)
@@ -489,7 +489,7 @@ class _Lowering:
             t.insert(1, blob.NONE)
         return t + [blob.NONE] * (6 - len(t))
 
-    def blob(self, input_range: tuple[float, float] | None) -> blob.Blob:
+    def assemble(self, input_range: tuple[float, float] | None) -> blob.Blob:
         spans = self.lifetimes()
         buffers = list(spans.values())
         arena = memory.place(buffers)
