@@ -1,7 +1,6 @@
 """Small hand-made networks for tests: every forward operator at sizes where a loop is quick."""
 
 import numpy as np
-
 from sprout.graph import Graph, Op, Tensor, mean_multiplier
 
 

@@ -4,7 +4,6 @@ import random
 
 import numpy as np
 import pytest
-
 from nets import everything_net, residual_net
 from sprout import blob
 from sprout import compile as compiler
@@ -69,7 +68,7 @@ def test_a_damaged_file_gets_one_sentence(damage, says):
 
 
 def test_ten_thousand_mutations_never_raise_anything_else():
-    """Random bytes of a real blob are changed, with the digest made right again half of the time."""
+    """Random bytes of a real blob change; half of the time the digest is made right again."""
     import hashlib
 
     data = compiler.compile_graph(everything_net(), "full").to_bytes()

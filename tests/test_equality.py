@@ -9,7 +9,6 @@ import importlib.util
 
 import numpy as np
 import pytest
-
 from nets import everything_net, residual_net
 from sprout import compile as compiler
 from sprout.board import sim
@@ -88,7 +87,7 @@ def test_reference_host_and_micropython_agree(name, shared, load, tmp_path):
 @pytest.mark.parametrize("plan", ["last", "b3,2:1/2", "b2", "full"])
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_every_operator_and_mode(net, plan, accumulate):
-    """Small nets with every operator, compared tensor by tensor, over steps large enough to hurt."""
+    """Small nets with every operator, over steps of every size, large enough to hurt too."""
     blob = compiler.compile_graph(net(3), plan)
     engine = Engine(blob.to_bytes(), accumulate=accumulate)
     machine = Machine(blob, accumulate=accumulate)

@@ -3,13 +3,14 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from nets import everything_net, residual_net
 from sprout import compile as compiler
 from sprout import memory
 
 BUFFERS = st.lists(
-    st.tuples(st.integers(1, 4000), st.integers(0, 30), st.integers(0, 12)), min_size=1, max_size=40
+    st.tuples(st.integers(1, 4000), st.integers(0, 30), st.integers(0, 12)),
+    min_size=1,
+    max_size=40,
 )
 
 

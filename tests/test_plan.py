@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-
 from nets import residual_net
 from sprout import plan as plans
 from sprout.graph import SproutError
@@ -51,7 +50,9 @@ def test_a_wrong_plan_is_refused_by_name(text, names):
         plans.parse(text, 5)
 
 
-@pytest.mark.parametrize("body", ["[", "[]", '{"bias": 1}', '{"biases": -1}', '{"weights": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "body", ["[", "[]", '{"bias": 1}', '{"biases": -1}', '{"weights": {"a": 1}}']
+)
 def test_a_wrong_json_plan_is_refused(tmp_path, body):
     file = tmp_path / "plan.json"
     file.write_text(body)
@@ -77,6 +78,24 @@ def test_norms_are_those_of_real_weights():
     conv.params["weight_scales"][:] = 0.01
     conv.params["weight_scales"][0] = 0.1  # the smaller integer is the larger weight
     assert plans.important_channels(conv, Fraction(1, 8)).tolist() == [3]
+
+
+def test_channels_that_never_move_are_chosen_last():
+    """A channel behind dead weights may have the largest norm of all, and would learn nothing."""
+    graph = residual_net()
+    expand, depthwise, project = graph.convs[1:4]
+    dead = [0, 7, 9]
+    expand.params["weight"][dead] = 0
+    expand.params["bias"][dead] = -5000
+    depthwise.params["weight"][dead] = 127
+    project.params["weight"][..., dead] = 127
+    plans.apply(plans.parse("2:3/4,3:3/4", 5), graph)
+    assert not set(dead) & set(depthwise.attrs["train_channels"].tolist())
+    # a dead input leaves the depthwise output at its bias: not at zero, so the next layer learns
+    assert len(project.attrs["train_channels"]) == 12
+    depthwise.params["bias"][dead] = -5000
+    plans.apply(plans.parse("2:3/4,3:3/4", 5), graph)
+    assert not set(dead) & set(project.attrs["train_channels"].tolist())
 
 
 def test_apply_marks_the_head_and_what_the_plan_names():

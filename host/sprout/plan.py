@@ -19,6 +19,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from . import ranges
 from .graph import Graph, Op, SproutError
 
 
@@ -132,16 +133,20 @@ def _check(plan: UpdatePlan, n_convs: int) -> UpdatePlan:
     return plan
 
 
-def important_channels(op: Op, fraction: Fraction) -> np.ndarray | None:
+def important_channels(
+    op: Op, fraction: Fraction, silent: np.ndarray | None = None
+) -> np.ndarray | None:
     """Return the trained channels of ``op`` (int64, ascending), or None for all of them.
 
     They are the input channels (of a depthwise layer: the channels) whose real weights have the
     largest L2 norm, as 'On-Device Training Under 256KB Memory', section 3.2, ranks them; ties go
-    to the lower number.
+    to the lower number.  Channels that are ``silent`` (bool, see ``ranges``) come last.
     """
     weight = op.params["weight"].astype(np.float64)
     real = weight * op.params["weight_scales"].reshape(-1, *[1] * (weight.ndim - 1))
     norm = np.sqrt((real**2).sum(axis=(1, 2) if op.kind == "depthwise" else (0, 1, 2)))
+    if silent is not None:
+        norm[silent] = -1.0
     count = max(1, round(len(norm) * fraction))
     if count >= len(norm):
         return None
@@ -152,6 +157,7 @@ def apply(plan: UpdatePlan, graph: Graph) -> None:
     """Write the plan into the convolutions' attrs: ``train_bias``, ``train_weight``,
     ``train_channels``."""
     convs = graph.convs
+    silent = ranges.silent_channels(graph)
     for number, op in enumerate(convs):
         head = plan.head and number == len(convs) - 1
         op.attrs["conv_index"] = number
@@ -165,4 +171,6 @@ def apply(plan: UpdatePlan, graph: Graph) -> None:
                     f"plan: layer {number} ({op.name}) is a depthwise convolution with a depth "
                     "multiplier, which learns whole or not at all; write it without a fraction."
                 )
-            op.attrs["train_channels"] = important_channels(op, plan.weights[number])
+            op.attrs["train_channels"] = important_channels(
+                op, plan.weights[number], silent[id(op)]
+            )
