@@ -1,6 +1,7 @@
 # make demo         a pretrained network learns new pictures inside MicroPython (build/demo.png)
 # make test         lint, then every test
 # make lint         ruff, mypy, clang-format
+# make natmods      the native modules of all boards, into native_modules/prebuilt
 # make bench-NAME   one measurement: a table, and build/bench-NAME.json
 # make clean        everything made here except the virtual environments
 #
@@ -8,12 +9,13 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build demo test lint clean
+.PHONY: help setup build natmods demo test lint clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := pyproject.toml requirements.txt requirements-dev.txt
+BENCHES = $(filter-out common,$(patsubst tools/bench_%.py,%,$(wildcard tools/bench_*.py)))
 C_FILES = $(shell find native_modules -name '*.[ch]')
 
 help:
@@ -45,8 +47,11 @@ $(VENV)-torch/.stamp: $(PINS) requirements-train.txt
 
 # The C core, once, before anything runs it in parallel.
 build: $(VENV)/.stamp
-	@$(BIN)/python native_modules/build.py host
-	@$(BIN)/python native_modules/build.py natmod --arch x64
+	@$(BIN)/python native_modules/build.py host >/dev/null
+	@$(BIN)/python native_modules/build.py natmod --arch x64 >/dev/null
+
+natmods: $(VENV)/.stamp
+	@$(BIN)/python native_modules/build.py prebuilt
 
 demo: build
 	@$(BIN)/python tools/demo.py
@@ -60,8 +65,8 @@ lint: $(VENV)/.stamp
 	@$(if $(C_FILES),$(BIN)/clang-format --dry-run -Werror $(C_FILES))
 
 bench-%: build
-	@test -f tools/bench_$*.py || { echo >&2 "There is no bench '$*'; there are:" \
-		$(patsubst tools/bench_%.py,%,$(wildcard tools/bench_*.py)); exit 1; }
+	@test -n '$(filter $*,$(BENCHES))' || { \
+		echo >&2 "There is no bench '$*'; there are: $(BENCHES)."; exit 1; }
 	@if grep -qE '^ *(import|from) torch' tools/bench_$*.py; then \
 		$(MAKE) --no-print-directory $(VENV)-torch/.stamp && \
 		$(VENV)-torch/bin/python tools/bench_$*.py; \

@@ -1,6 +1,7 @@
 """Builds the C core: as a native module for a board, or as a shared library for this machine.
 
     python native_modules/build.py natmod --arch x64 [-o build/sprout_core_x64.mpy]
+    python native_modules/build.py prebuilt
     python native_modules/build.py host [-o build/libsprout.so]
 
 `pip install ziglang` is the whole toolchain. Everything is written under build/, Zig's caches
@@ -10,6 +11,7 @@ included, and nothing is compiled again while sources and flags stay the same.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -31,6 +33,7 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
 CORE = HERE / "core"
 NATMOD = HERE / "natmod"
+PREBUILT = HERE / "prebuilt"
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,14 @@ def _zig_version() -> str:
         ) from None
 
 
-def _digest(files: Sequence[Path], *settings: object) -> str:
-    """Of the files, the headers beside them, the settings, this program and the compiler."""
+def _digest(files: Sequence[Path], *settings: object, programs: bool = True) -> str:
+    """Of the files, the headers beside them, the settings, the compiler and, where `programs`,
+    this program."""
     folders = {NATMOD, *(file.parent for file in files)}
     headers = {header for folder in folders for header in folder.glob("*.h")}
     result = hashlib.sha256(repr((settings, _zig_version())).encode())
-    for file in [*files, *sorted(headers), HERE / "build.py", HERE / "mpy.py"]:
+    tools = [HERE / "build.py", HERE / "mpy.py"] if programs else []
+    for file in [*files, *sorted(headers), *tools]:
         result.update(f"\n{file.name}\n".encode())
         result.update(file.read_bytes())
     return result.hexdigest()
@@ -151,7 +156,11 @@ def build_host(out: Path | None = None) -> Path:
     sources = core_sources()
     if not sources:
         raise BuildError(f"{CORE} holds no .c files: there is no core to build")
-    out = out or BUILD / "libsprout.so"
+    return build_shared(sources, out or BUILD / "libsprout.so")
+
+
+def build_shared(sources: Sequence[Path], out: Path) -> Path:
+    """Builds C files for this machine as the shared library `out`; returns `out`."""
     flags = [*HOST_FLAGS, *LANGUAGE, *WARNINGS]
     digest = _digest(sources, flags)
     if not _is_current(out, digest):
@@ -226,14 +235,52 @@ def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
         image = link_image(compile_objects(sources, arch, folder), folder)
         module = folder / out.name
         module.write_bytes(mpy.write_mpy(image, arch, names))
+        # The linked program stays beside the module for its symbols: profiles, disassembly.
+        os.replace(folder / f"image-{BASES[0]:x}.elf", out.with_suffix(".elf"))
         _deliver(module, out, digest)
     return out
 
 
+def _module_sources() -> list[Path]:
+    shell = sorted(file for file in NATMOD.glob("*.c") if file.name != "libc.c")
+    return [*core_sources(), *shell]
+
+
 def build_natmod(arch: str, out: Path | None = None) -> Path:
     """Builds the core and its shell as a native module for one architecture; returns its path."""
-    shell = sorted(file for file in NATMOD.glob("*.c") if file.name != "libc.c")
-    return build_module([*core_sources(), *shell], arch, out or BUILD / f"sprout_core_{arch}.mpy")
+    return build_module(_module_sources(), arch, out or BUILD / f"sprout_core_{arch}.mpy")
+
+
+def source_digest(arch: str) -> str:
+    """Of everything a prebuilt module is made of: sources, flags, compiler."""
+    toolchain, sources = TOOLCHAINS[arch], [*_module_sources(), NATMOD / "libc.c"]
+    flags = (*LANGUAGE, *NATMOD_FLAGS)
+    return _digest(sources, arch, toolchain, flags, LINKER_SCRIPT, programs=False)
+
+
+def build_prebuilt(folder: Path = PREBUILT) -> Path:
+    """Builds every module into a folder, with a manifest of them; returns the manifest's path.
+
+    The modules are committed: who has a board need not have a compiler.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "manifest.json"
+    entries = json.loads(path.read_text())["modules"] if path.exists() else {}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        modules = list(pool.map(build_natmod, TOOLCHAINS))
+    for arch, module in zip(TOOLCHAINS, modules, strict=True):
+        out = folder / module.name
+        out.write_bytes(module.read_bytes())
+        toolchain = TOOLCHAINS[arch]
+        entries[arch] = manifest(out) | {
+            "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+            "source_digest": source_digest(arch),
+            "target": toolchain.target,
+            "flags": " ".join((*toolchain.flags, *LANGUAGE, *NATMOD_FLAGS)),
+        }
+    content = {"ziglang": _zig_version(), "modules": entries}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
 
 
 def manifest(module: Path) -> dict[str, object]:
@@ -260,12 +307,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     natmod = commands.add_parser("natmod", help="a native module for MicroPython")
     natmod.add_argument("--arch", choices=TOOLCHAINS, default="x64")
     natmod.add_argument("-o", "--output", type=Path)
+    commands.add_parser("prebuilt", help="the native modules that are committed")
     host = commands.add_parser("host", help="a shared library for this machine")
     host.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(argv)
     try:
         if options.command == "host":
             print(build_host(options.output))
+        elif options.command == "prebuilt":
+            for arch, entry in json.loads(build_prebuilt().read_text())["modules"].items():
+                print(f"{arch:10} {entry['file_bytes']:6} bytes, code {entry['code_bytes']}")
         else:
             print(json.dumps(manifest(build_natmod(options.arch, options.output)), indent=2))
     except (BuildError, mpy.MpyError) as error:

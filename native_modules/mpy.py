@@ -97,7 +97,11 @@ class MpyInfo:
     sub_version: int
     arch: str
     names: list[str]
-    code_bytes: int
+    code: bytes
+
+    @property
+    def code_bytes(self) -> int:
+        return len(self.code)
 
 
 def read_elf(data: bytes) -> Program:
@@ -219,7 +223,7 @@ def write_mpy(image: bytes, arch: str, names: Sequence[str]) -> bytes:
 
 
 def read_mpy(data: bytes) -> MpyInfo:
-    """Reads back what `write_mpy` writes, without the code; raises MpyError for anything else."""
+    """Reads back what `write_mpy` writes; raises MpyError for anything else."""
     if data[:1] != b"M" or len(data) < 5:
         raise MpyError("the file is no .mpy file: it does not begin with 'M'")
     position = 4
@@ -252,7 +256,8 @@ def read_mpy(data: bytes) -> MpyInfo:
         raise MpyError("the .mpy file ends early: copy or build it again") from None
     if kind & 7 != CODE_NATIVE or position + (kind >> 3) >= len(data):
         raise MpyError("the .mpy file holds no complete native module: copy or build it again")
-    return MpyInfo(data[1], data[2] & 3, arch, names, kind >> 3)
+    image = data[position : position + (kind >> 3)]
+    return MpyInfo(data[1], data[2] & 3, arch, names, image)
 
 
 def code_bytes(path: Path) -> int:

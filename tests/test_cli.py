@@ -214,14 +214,16 @@ def test_learning_is_the_same_to_the_bit_in_micropython(results, folder):
 
 
 def test_the_seed_and_the_batch_change_the_result(blob, pictures, folder, results):
-    digests = {results["host"]["digest"]}
-    for more in (("--seed", 6), ("--batch", 4)):
-        out = folder / "other.json"
+    out = folder / "other.json"
+    files = ("--train", pictures, "--test", pictures, "--json", out)
+    digests = [results["host"]["digest"]]
+    # 20 samples do not divide by 8: the last batch is a short one.
+    for more in (("--seed", 6), ("--batch", 8), ("--batch", 8, "--on", "micropython")):
         options = ("--samples", 10, "--epochs", 2, "--rate", 0.01, "--seed", 5, *more)
-        files = ("--train", pictures, "--test", pictures, "--json", out)
         assert sprout("learn", blob, *files, *options) == 0
-        digests.add(json.loads(out.read_text())["digest"])
-    assert len(digests) == 3
+        digests.append(json.loads(out.read_text())["digest"])
+    assert len(set(digests)) == 3
+    assert digests[2] == digests[3]
 
 
 def test_labels_as_numbers_are_the_blobs_classes(blob, pictures, folder, results):
@@ -300,7 +302,7 @@ def test_learn_refuses(blob, pictures, person_model, folder, capsys):
 
 def test_a_heap_too_small_says_how_many_bytes_are_missing(blob, pictures, capsys):
     options = ("--train", pictures, "--test", pictures, "--on", "micropython", "--heap")
-    said = complaint(capsys, "learn", blob, *options, 150_000)
+    said = complaint(capsys, "learn", blob, *options, 130_000)
     assert re.search(r"needs \d+ bytes of RAM and \d+ are missing", said)
     assert "too small" in complaint(capsys, "learn", blob, *options, 50_000)
 

@@ -7,7 +7,14 @@
     net.save()
 """
 
-from .net import Net, load
+import gc
+
+# Collecting often while modules load leaves few holes, and the arena needs one long piece.
+_threshold = gc.threshold()
+gc.threshold(1024)
+from .net import Net, load  # noqa: E402
+
+gc.threshold(_threshold)
 
 __all__ = ("Net", "load")
 __version__ = "0.1.0"

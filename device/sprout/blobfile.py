@@ -47,13 +47,14 @@ def digest_of(source, start, end):
     if isinstance(source, memoryview):
         sha.update(source[start:end])
         return sha.digest()
-    chunk = memoryview(bytearray(_CHUNK))
+    chunk = bytearray(_CHUNK)
     source.seek(start)
-    n = 1
-    while start < end and n:
-        n = source.readinto(chunk[: min(_CHUNK, end - start)])
-        sha.update(chunk[:n])
-        start += n
+    for _ in range((end - start) // _CHUNK):
+        source.readinto(chunk)
+        sha.update(chunk)
+    rest = memoryview(chunk)[: (end - start) % _CHUNK]
+    source.readinto(rest)
+    sha.update(rest)
     return sha.digest()
 
 

@@ -19,7 +19,7 @@ from micropython import const
 
 from .blobfile import digest_of, read_at
 
-_HEAD = "<4sHHIII32s"
+_HEAD = const("<4sHHIII32s")
 _HEAD_LEN = const(52)
 _VERSION = const(1)
 

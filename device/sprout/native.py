@@ -3,8 +3,10 @@
 import os
 import sys
 
-_ABI = 1
-_ARCHES = (
+from micropython import const
+
+_ABI = const(1)
+_ARCHES = const(
     "- x86 x64 armv6 armv6m armv7m armv7em armv7emsp armv7emdp xtensa xtensawin rv32imc rv64imc"
     " - - -"
 )

@@ -36,6 +36,8 @@ _E_ALIGNMENT = const(-2)
 _E_READ = const(-12)
 
 _CAN_LEARN = const(4)  # flag of the blob
+_INITIAL = const(64)  # where its header says where the initial parameters are
+_ROOM = const(3072)  # bytes that objects need beside the buffers
 _RECENT = const(32)  # samples that the running accuracy looks back on
 
 
@@ -49,26 +51,29 @@ def load(path, *, classes=None, batch=1, residual=False, verify=True, scratch=No
     return Net(path, classes, batch, residual, verify, scratch)
 
 
-def _allocate(name, sizes):
-    """Buffers of these sizes. Tries before it counts: the heap of an ESP32 grows on demand."""
-    gc.collect()
+def _buffers(sizes):
+    """Buffers of these sizes, or None; no trace of them is left on the stack then."""
     buffers = []
     try:
         for size in sizes:
             buffers.append(bytearray(size))
-        return buffers
     except MemoryError:
-        buffers.clear()  # the list itself may stay alive on the stack
+        return None
+    return buffers if gc.mem_free() >= _ROOM else None
+
+
+def _allocate(name, sizes):
+    """Buffers of these sizes. Tries before it counts: the heap of an ESP32 grows on demand."""
     gc.collect()
-    needs, free = sum(sizes), gc.mem_free()
-    if needs > free:
-        raise MemoryError(
-            "%s needs %d bytes of RAM and %d are missing: free other objects or compile it with a "
-            "smaller plan" % (name, needs, needs - free)
-        )
+    buffers = _buffers(sizes)
+    if buffers:
+        return buffers
+    gc.collect()
+    needs = sum(sizes) + _ROOM
+    missing = max(needs - gc.mem_free(), _ROOM)  # where enough is free, it lies in small pieces
     raise MemoryError(
-        "%s needs %d bytes of RAM, up to %d in one piece, and the %d free ones are scattered: "
-        "load it right after a reset" % (name, needs, max(sizes), free)
+        "%s needs %d bytes of RAM and %d are missing: load it right after a reset, or "
+        "compile it with a smaller plan" % (name, needs, missing)
     )
 
 
@@ -83,14 +88,18 @@ class Net:
     def __init__(self, path, classes, batch, residual, verify, scratch):
         self._name, source, resident = open_blob(path)
         head = read_header(self._name, source, verify)
-        self._id, self._can_learn, self._initial = head[5], head[4] & _CAN_LEARN, head[10]
+        self._can_learn = head[4] & _CAN_LEARN
         _, self._n_ops, self._n_forward, x, y, logits, _, self.max_classes, n, _, _ = head[20:]
+        gc.collect()  # what stays from here on lies low in the heap, the arena after it
         meta = bytearray(head[13])
         read_at(source, head[12], meta)
         meta = json.loads(meta)
         self.name = meta.get("name", "net")
         self._p0 = meta.get("logits", {}).get("p0", 0)
-        self._named = self._checked(classes or meta.get("classes") or [str(i) for i in range(n)])
+        rate = meta.get("rate", 0.002)
+        names = classes or meta.get("classes") or map(str, range(n))
+        meta = None
+        self._named = self._checked(list(names))
         # A ROMFS cannot be written: there, and for bytes, the current folder takes checkpoints.
         stem = self.name if resident else path[:-7] if path.endswith(".sprout") else path
         self._checkpoint = stem + ".ckpt"
@@ -108,11 +117,10 @@ class Net:
         if resident:
             program = source[: HEADER + head[7]]
         else:
-            self._must_read(source, 0, program)
-        self._trained, self._accum = trained, accum or None
-        self._memory = (source, program, arena, trained, working, self._accum)
-        self._args = array("i", (0 for _ in range(_N_ARGS)))
-        self._odds = array("i", (0 for _ in range(self.max_classes)))
+            self._read(source, 0, program)
+        self._memory = (source, program, arena, trained, working, accum or None)
+        self._args = array("i", [0] * _N_ARGS)
+        self._odds = array("i", [0] * self.max_classes)
         code = core.check(self._memory)
         if code:
             self._run(0, self._n_ops, _CHECK)  # says which operator it is
@@ -120,7 +128,7 @@ class Net:
         self.input, self._shape = self._tensor(x)
         self.output, _ = self._tensor(y)
         self._logits, _ = self._tensor(logits)
-        self.rate = meta.get("rate", 0.002)
+        self.rate = rate
         self.reset()
 
     def predict(self, x=None, top=1):
@@ -171,7 +179,7 @@ class Net:
         self.hit = hit
         self._seen = min(self._seen + 1, _RECENT)
         self._recent += ((hit << 15) - self._recent) // self._seen
-        if self._accum:
+        if self._memory[5]:
             self._pending += 1
             if self._pending >= self.batch:
                 self.apply()
@@ -202,23 +210,25 @@ class Net:
 
     def save(self, path=None):
         """Write a checkpoint, beside the blob by default, without an unfinished batch."""
-        path = path or self._checkpoint
-        args = self._id, self.name, self.classes, self.step, self.seed, self._trained
-        checkpoint.write(path, *args)
+        _, program, _, trained, _, _ = self._memory
+        args = bytes(program[16:48]), self.name, self.classes, self.step, self.seed, trained
+        checkpoint.write(path or self._checkpoint, *args)
 
     def restore(self, path=None):
         """Go on where save() was called."""
-        path = path or self._checkpoint
-        self._start(*checkpoint.read(path, self._id, self.name, self._trained))
+        _, program, _, trained, _, _ = self._memory
+        args = bytes(program[16:48]), self.name, trained
+        self._start(*checkpoint.read(path or self._checkpoint, *args))
 
     def reset(self):
         """Forget everything learned, added classes too."""
-        self._must_read(self._memory[0], self._initial, self._trained)
+        source, program, _, trained, _, _ = self._memory
+        self._read(source, struct.unpack_from("<I", program, _INITIAL)[0], trained)
         self._start(self._named, 0, self.seed)
 
     def digest(self):
         """SHA-256 of the trained parameters, in hex."""
-        return hashlib.sha256(self._trained).digest().hex()
+        return hashlib.sha256(self._memory[3]).digest().hex()
 
     def memory(self):
         """Bytes of RAM by part; native: the code of sprout_core, 0 where firmware holds it."""
@@ -277,8 +287,9 @@ class Net:
         args[_RATE_M] = self._mantissa
         self._seen = self._recent = self._pending = 0
         self.hit = False
-        if self._accum:
-            view, zeros = memoryview(self._accum), bytes(64)
+        accum = self._memory[5]
+        if accum:
+            view, zeros = memoryview(accum), bytes(64)
             for i in range(0, len(view), 64):
                 view[i : i + 64] = zeros[: len(view) - i]
 
@@ -337,7 +348,7 @@ class Net:
         length = row[1] * row[2] * row[3]
         return memoryview(self._memory[2])[row[0] : row[0] + length], row[1:]
 
-    def _must_read(self, source, offset, buffer):
+    def _read(self, source, offset, buffer):
         if not read_at(source, offset, buffer):
             raise OSError("%s cannot be read: copy it again" % self._name)
 

@@ -6,6 +6,7 @@ be read gives a usage line and 2; nobody but us should meet a traceback.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -108,8 +109,8 @@ def compile_command(
     output = output or Path(model.stem + ".sprout")
     output.write_bytes(raw)
     console = _console()
-    console.print(f"[bold]{output}[/]  {inspect.classes_text(blob)}")
-    console.print(inspect.learns_text(blob))
+    console.print(f"{output}: {inspect.classes_text(blob)}", markup=False)
+    console.print(inspect.learns_text(blob), markup=False)
     console.print(inspect.sizes(blob, len(raw)))
 
 
@@ -212,7 +213,8 @@ def learn_command(
 
     _, parsed = read_blob(blob)
     console = _console()
-    samples = [data.load_samples(path, parsed, console.print) for path in (train, test)]
+    say = functools.partial(console.print, markup=False)
+    samples = [data.load_samples(path, parsed, say) for path in (train, test)]
     result = learning.learn(blob, *samples, report=Reporter(console), **options)
     console.print(learning.summary(result))
     if json_out:

@@ -84,7 +84,7 @@ def layers(blob: blobs.Blob) -> list[dict[str, Any]]:
 
 def show(blob: blobs.Blob, file_len: int, console: Console) -> None:
     """Print the tables of ``sprout inspect``."""
-    console.print(f"[bold]{blob.meta.get('name', 'model')}[/]: {classes_text(blob)}")
+    console.print(f"{blob.meta.get('name', 'model')}: {classes_text(blob)}", markup=False)
     console.print(learns_text(blob))
     table = Table("#", "layer", "in", "out", "MACs", "learns", box=None, pad_edge=False)
     for column in table.columns[2:5]:

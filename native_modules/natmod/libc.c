@@ -51,21 +51,13 @@ int memcmp(const void *a, const void *b, size_t n) {
 
 #if defined(__arm__)
 // The Arm ABI's own names; its memset has the last two arguments the other way round.
-void __aeabi_memcpy(void *to, const void *from, size_t n) {
-    memcpy(to, from, n);
-}
+void __aeabi_memcpy(void *to, const void *from, size_t n) { memcpy(to, from, n); }
 
-void __aeabi_memmove(void *to, const void *from, size_t n) {
-    memmove(to, from, n);
-}
+void __aeabi_memmove(void *to, const void *from, size_t n) { memmove(to, from, n); }
 
-void __aeabi_memset(void *to, size_t n, int value) {
-    memset(to, value, n);
-}
+void __aeabi_memset(void *to, size_t n, int value) { memset(to, value, n); }
 
-void __aeabi_memclr(void *to, size_t n) {
-    memset(to, 0, n);
-}
+void __aeabi_memclr(void *to, size_t n) { memset(to, 0, n); }
 
 void __aeabi_memcpy4(void *to, const void *from, size_t n)
     __attribute__((alias("__aeabi_memcpy")));

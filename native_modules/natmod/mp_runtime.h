@@ -74,8 +74,8 @@ typedef struct {
 } mp_function_t;
 
 // A function as MicroPython calls it; keyword arguments would follow the positional ones in args.
-typedef mp_obj_t mp_native_t(
-    const mp_function_t *self, size_t n_args, size_t n_kw, const mp_obj_t *args);
+typedef mp_obj_t mp_native_t(const mp_function_t *self, size_t n_args, size_t n_kw,
+                             const mp_obj_t *args);
 
 // What MicroPython makes a function object from. Two zero bytes say that it is this struct, not
 // bytecode.
@@ -104,8 +104,8 @@ struct mp_table_t {
     const void *unused_14[5];
     mp_obj_t (*new_tuple)(size_t n, const mp_obj_t *items); // 19
     const void *unused_20[6];
-    mp_obj_t (*new_function)(
-        const mp_code_t *, const mp_module_t *, const mp_obj_t *defaults);       // 26
+    mp_obj_t (*new_function)(const mp_code_t *, const mp_module_t *,
+                             const mp_obj_t *defaults);                          // 26
     mp_obj_t (*call)(mp_obj_t function, size_t n_args_kw, const mp_obj_t *args); // 27
     mp_obj_t (*call_method)(size_t n_args, size_t n_kw, const mp_obj_t *method); // 28
     const void *unused_29[5];
@@ -122,31 +122,27 @@ struct mp_table_t {
 };
 
 _Static_assert(offsetof(mp_table_t, get_stream) == 66 * sizeof(void *),
-    "the function table has lost an entry");
+               "the function table has lost an entry");
 
 #define MP_ARGUMENTS const mp_function_t *self, size_t n_args, size_t n_kw, const mp_obj_t *args
 
 // Heads of definitions: MP_FUNCTION(name) { ... }, and MP_ENTRY { ... } for what runs at import,
 // which build.py makes the first byte of the code.
 #define MP_FUNCTION(name) static mp_obj_t name(MP_ARGUMENTS)
-#define MP_ENTRY                                                                        \
-    __attribute__((section(".text.mpy_entry"), used)) mp_obj_t mpy_entry(MP_ARGUMENTS); \
+#define MP_ENTRY                                                                                  \
+    __attribute__((section(".text.mpy_entry"), used)) mp_obj_t mpy_entry(MP_ARGUMENTS);           \
     mp_obj_t mpy_entry(MP_ARGUMENTS)
 
-static inline const mp_table_t *mp_table(const mp_module_t *mp) {
-    return mp->objects[0];
-}
+static inline const mp_table_t *mp_table(const mp_module_t *mp) { return mp->objects[0]; }
 
-static inline mp_qstr_t mp_qstr(const mp_module_t *mp, mp_name_t name) {
-    return mp->qstrs[name];
-}
+static inline mp_qstr_t mp_qstr(const mp_module_t *mp, mp_name_t name) { return mp->qstrs[name]; }
 
 // Calls and names
 
 // The first line of a function. Raises TypeError unless min <= n_args <= max and there are no
 // keyword arguments.
-static inline const mp_module_t *mp_begin(
-    const mp_function_t *self, size_t n_args, size_t n_kw, unsigned min, unsigned max) {
+static inline const mp_module_t *mp_begin(const mp_function_t *self, size_t n_args, size_t n_kw,
+                                          unsigned min, unsigned max) {
     const mp_module_t *mp = self->context;
     mp_table(mp)->check_args(n_args, n_kw, (uint32_t)min << 17 | (uint32_t)max << 1);
     return mp;
@@ -163,8 +159,8 @@ static inline void mp_store_global(const mp_module_t *mp, mp_name_t name, mp_obj
 }
 
 // Adds a function to the module that is being imported.
-static inline void mp_store_function(
-    const mp_module_t *mp, mp_name_t name, mp_native_t *function) {
+static inline void mp_store_function(const mp_module_t *mp, mp_name_t name,
+                                     mp_native_t *function) {
     const mp_code_t code = {{0, 0}, MP_CODE_NATIVE, false, function, NULL};
     mp_store_global(mp, name, mp_table(mp)->new_function(&code, mp, NULL));
 }
@@ -173,15 +169,15 @@ static inline mp_obj_t mp_load_attr(const mp_module_t *mp, mp_obj_t object, mp_n
     return mp_table(mp)->load_attr(object, mp_qstr(mp, name));
 }
 
-static inline mp_obj_t mp_call(
-    const mp_module_t *mp, mp_obj_t function, size_t n_args, const mp_obj_t *args) {
+static inline mp_obj_t mp_call(const mp_module_t *mp, mp_obj_t function, size_t n_args,
+                               const mp_obj_t *args) {
     return mp_table(mp)->call(function, n_args, args);
 }
 
 // Looks up a method into call[0] and call[1]; the arguments go into call[2] and up, then
 // mp_call_method.
-static inline void mp_load_method(
-    const mp_module_t *mp, mp_obj_t object, mp_name_t name, mp_obj_t *call) {
+static inline void mp_load_method(const mp_module_t *mp, mp_obj_t object, mp_name_t name,
+                                  mp_obj_t *call) {
     mp_table(mp)->load_method(object, mp_qstr(mp, name), call);
 }
 
@@ -191,9 +187,7 @@ static inline mp_obj_t mp_call_method(const mp_module_t *mp, size_t n_args, cons
 
 // Values
 
-static inline mp_obj_t mp_none(const mp_module_t *mp) {
-    return mp_table(mp)->none;
-}
+static inline mp_obj_t mp_none(const mp_module_t *mp) { return mp_table(mp)->none; }
 
 static inline mp_obj_t mp_bool(const mp_module_t *mp, bool value) {
     return value ? mp_table(mp)->true_ : mp_table(mp)->false_;
@@ -222,8 +216,7 @@ static inline mp_obj_t mp_new_tuple(const mp_module_t *mp, size_t n, const mp_ob
 }
 
 // The n items of a tuple or list, the last one first; raises ValueError unless there are n.
-static inline void mp_unpack(
-    const mp_module_t *mp, mp_obj_t sequence, size_t n, mp_obj_t *items) {
+static inline void mp_unpack(const mp_module_t *mp, mp_obj_t sequence, size_t n, mp_obj_t *items) {
     mp_table(mp)->unpack(sequence, n, items);
 }
 
@@ -237,16 +230,16 @@ static inline mp_buffer_t mp_get_buffer(const mp_module_t *mp, mp_obj_t object, 
 }
 
 // The same without an exception: whether the object has such memory.
-static inline bool mp_has_buffer(
-    const mp_module_t *mp, mp_obj_t object, mp_buffer_t *buffer, mp_uint_t flags) {
+static inline bool mp_has_buffer(const mp_module_t *mp, mp_obj_t object, mp_buffer_t *buffer,
+                                 mp_uint_t flags) {
     return mp_table(mp)->get_buffer(object, buffer, flags);
 }
 
 // Errors
 
 // Raises the builtin exception named type: mp_raise(mp, QSTR(ValueError), "why; what to do").
-__attribute__((noreturn)) static inline void mp_raise(
-    const mp_module_t *mp, mp_name_t type, const char *message) {
+__attribute__((noreturn)) static inline void mp_raise(const mp_module_t *mp, mp_name_t type,
+                                                      const char *message) {
     mp_table(mp)->raise_message(mp_load_global(mp, type), message);
     __builtin_unreachable();
 }
@@ -268,8 +261,8 @@ static inline const mp_stream_t *mp_get_stream(const mp_module_t *mp, mp_obj_t f
 // Reads size bytes at an offset, moves the file's position and allocates nothing. Returns 0 or an
 // errno (MP_EIO where the file ends early). Needs no `mp`, so the core can be handed this as its
 // way to fetch weights.
-static inline int mp_stream_read_at(
-    const mp_stream_t *stream, mp_obj_t file, uint32_t offset, void *data, size_t size) {
+static inline int mp_stream_read_at(const mp_stream_t *stream, mp_obj_t file, uint32_t offset,
+                                    void *data, size_t size) {
     int error = 0;
     mp_seek_t seek = {(mp_off_t)offset, MP_SEEK_SET};
     if (stream->ioctl(file, MP_STREAM_SEEK, (uintptr_t)&seek, &error) == MP_STREAM_ERROR) {

