@@ -90,6 +90,8 @@ def compile_graph(
     if isinstance(plan, str):
         plan = plans.parse(plan, len(graph.convs))
     plans.apply(plan, graph)
+    if run_passes:
+        graph = passes.drop_silent(graph, autodiff.wanting(graph))
     schedule = autodiff.differentiate(graph)
     result = _Lowering(schedule, gradient_bits).assemble(input_range)
     result.info["plan"] = str(plan)

@@ -21,20 +21,26 @@ def silent_channels(graph: Graph) -> dict[int, np.ndarray]:
     depthwise one those and the outputs that always saturate.  The bounds are those of every
     possible input, so a channel that is not listed may still be silent on real ones.
     """
-    ranges: dict[int, Range] = {id(graph.input): _everything(graph.input)}
+    ranges = bounds(graph)
     silent: dict[int, np.ndarray] = {}
-    for op in graph.ops:
+    for op in graph.convs:
         x, y = op.inputs[0], op.outputs[0]
+        silent[id(op)] = (ranges[id(x)][0] == x.zero_point) & (ranges[id(x)][1] == x.zero_point)
+        if op.kind == "depthwise":
+            low, high = _before_clamp(op, ranges)
+            stuck = (high < op.attrs["act_min"]) | (low > op.attrs["act_max"])
+            silent[id(op)] = np.repeat(silent[id(op)], y.shape[2] // x.shape[2]) | stuck
+    return silent
+
+
+def bounds(graph: Graph) -> dict[int, Range]:
+    """Return, by id of each tensor, the least and greatest value of every channel."""
+    ranges: dict[int, Range] = {id(graph.input): _everything(graph.input)}
+    for op in graph.ops:
         low, high = _before_clamp(op, ranges)
         limits = op.attrs.get("act_min", -128), op.attrs.get("act_max", 127)
-        if op.kind in ("conv", "depthwise"):
-            at_zero = (ranges[id(x)][0] == x.zero_point) & (ranges[id(x)][1] == x.zero_point)
-            if op.kind == "depthwise":
-                stuck = (high < limits[0]) | (low > limits[1])
-                at_zero = np.repeat(at_zero, y.shape[2] // x.shape[2]) | stuck
-            silent[id(op)] = at_zero
-        ranges[id(y)] = np.clip(low, *limits), np.clip(high, *limits)
-    return silent
+        ranges[id(op.outputs[0])] = np.clip(low, *limits), np.clip(high, *limits)
+    return ranges
 
 
 def _everything(t: Tensor) -> Range:

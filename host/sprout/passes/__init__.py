@@ -1,10 +1,16 @@
-"""Graph -> Graph passes, one file each, in the order in which ``compile`` runs them."""
+"""Graph -> Graph passes, one file each.
+
+``run`` does what no plan changes; ``drop_silent`` comes after the plan is known.
+"""
 
 from __future__ import annotations
 
 from ..graph import Graph
 from .fuse import fold_padding
 from .prune import drop_dead
+from .silence import drop_silent
+
+__all__ = ["drop_silent", "run"]
 
 PASSES = (drop_dead, fold_padding)
 

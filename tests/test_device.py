@@ -1,0 +1,641 @@
+"""The device package in real MicroPython: the host's bytes, and an answer to every mishap."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nets import everything_net, residual_net
+from sprout import compile as compiler
+from sprout.board import sim, table
+from sprout.engine import Engine
+from sprout.graph import SproutError
+from sprout.learning import write_checkpoint
+from sprout.schedule import rate_at, rate_parts, sample_order
+
+from native_modules import build
+
+HEAP = 1 << 20
+START = "import sprout\nnet = sprout.load('net.sprout')\nx = bytes(range(192))\n"
+
+BYTES_PER_STEP = 32
+"""What learn() allocates on 64-bit words: the loss, a float; with 32-bit words it is 16."""
+
+
+def start(folder: Path, code: str, heap: int = HEAP) -> subprocess.Popen[str]:
+    (folder / "main.py").write_text(code)
+    sim.put(folder, {})
+    command, environment = sim.command(heap=heap)
+    return subprocess.Popen(
+        [*command, "main.py"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder: Path, code: str, heap: int = HEAP) -> list[str]:
+    """The lines that a program prints in MicroPython."""
+    process = start(folder, code, heap)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, out + errors
+    return out.splitlines()
+
+
+def fails(folder: Path, code: str, heap: int = HEAP) -> tuple[str, str]:
+    """The exception at the end of a program: its type and its one sentence."""
+    process = start(folder, code, heap)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, out + errors
+    kind, _, message = (out + errors).strip().splitlines()[-1].partition(": ")
+    assert 20 < len(message) < 240, message
+    assert not message.endswith("."), message
+    return kind, message
+
+
+@pytest.fixture(scope="module")
+def blob():
+    """residual_net: pixels 8 x 8 x 3, four classes, everything learns."""
+    return compiler.compile_graph(residual_net(), "full").to_bytes()
+
+
+@pytest.fixture
+def flash(tmp_path, blob):
+    """A folder in place of the flash, with the blob."""
+    (tmp_path / "net.sprout").write_bytes(blob)
+    return tmp_path
+
+
+def train(engine, x, y, rate, seed, batch=1):
+    parts = rate_parts(rate)
+    losses = []
+    for t, (frame, label) in enumerate(zip(x, y, strict=True)):
+        losses.append(engine.step(frame, int(label), parts, seed, t))
+        if engine.accum is not None and (t + 1) % batch == 0:
+            engine.apply()
+    return losses
+
+
+def learn_code(source: str, rate: float, seed: int, options: str = "") -> str:
+    return f"""
+import sprout
+def samples():
+    with open("x.bin", "rb") as frames, open("y.bin", "rb") as labels:
+        for label in labels.read():
+            frames.readinto(net.input)
+            yield label
+net = sprout.load({source}{options})
+net.rate, net.seed = {rate}, {seed}
+for label in samples():
+    print(net.learn(net.input, label))
+print(net.digest())
+"""
+
+
+# The same bytes as the host
+
+
+@pytest.mark.parametrize("net", [residual_net, everything_net])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_predicts_what_the_host_predicts(net, in_place, tmp_path):
+    blob = compiler.compile_graph(net(1))
+    engine = Engine(blob.to_bytes())
+    x = np.random.default_rng(0).integers(0, 256, (64, *blob.tensors[blob.input].shape), np.uint8)
+    expected = []
+    for frame in x:
+        engine.set_input(frame)
+        expected.append(engine.forward().ravel())
+    file = tmp_path / "net.sprout"
+    file.write_bytes(blob.to_bytes())
+    assert (sim.run_on_board(file, x, in_place=in_place) == np.array(expected)).all()
+
+
+@pytest.mark.parametrize("source", ["'net.sprout'", "open('net.sprout', 'rb').read()"])
+@pytest.mark.parametrize(
+    ("options", "accumulate", "batch"),
+    [("", False, 1), (", residual=True", True, 1), (", batch=5", True, 5)],
+)
+def test_learns_what_the_host_learns(source, options, accumulate, batch, flash, blob):
+    engine = Engine(blob, accumulate=accumulate)
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 256, (20, 8, 8, 3), np.uint8), rng.integers(0, 4, 20)
+    losses = train(engine, x, y, 0.003, 11, batch)
+    (flash / "x.bin").write_bytes(x.tobytes())
+    (flash / "y.bin").write_bytes(bytes(y.tolist()))
+    *printed, digest = run(flash, learn_code(source, 0.003, 11, options))
+    assert digest == engine.digest()
+    assert [float(loss) for loss in printed] == pytest.approx(losses)
+
+
+@pytest.mark.parametrize("source", ["'net.sprout'", "open('net.sprout', 'rb').read()"])
+def test_resnet_learns_what_the_host_learns(source, shared, tmp_path):
+    model = shared / "models" / "mlperf_resnet8_cifar10_int8.tflite"
+    data = compiler.compile_model(model, "b6,6:1/2,7,8:1/4").to_bytes()
+    engine = Engine(data)
+    rng = np.random.default_rng(2)
+    x, y = rng.integers(0, 256, (50, 32, 32, 3), np.uint8), rng.integers(0, 10, 50)
+    before = engine.digest()
+    train(engine, x, y, 0.0005, 3)
+    assert engine.digest() != before
+    (tmp_path / "net.sprout").write_bytes(data)
+    (tmp_path / "x.bin").write_bytes(x.tobytes())
+    (tmp_path / "y.bin").write_bytes(bytes(y.tolist()))
+    assert run(tmp_path, learn_code(source, 0.0005, 3))[-1] == engine.digest()
+
+
+def test_rates_are_those_of_the_host(flash):
+    rng = np.random.default_rng(3)
+    rates = [float(f"{r:.3e}") for r in 10 ** rng.uniform(-9, 9, 200)] + [1e-9, 1e9, 1, 4096, 0.5]
+    points = [(int(m), int(t), int(n)) for m, n in rng.integers(2048, 4096, (50, 2))
+              for t in (0, 1, n // 3, n - 1, n)]  # fmt: skip
+    code = f"""
+from sprout.schedule import rate_at, rate_parts
+print([rate_parts(r) for r in {rates}])
+print([rate_at(*p) for p in {points}])
+"""
+    parts, scheduled = run(flash, code)
+    assert parts == str([rate_parts(rate) for rate in rates])
+    assert scheduled == str([rate_at(*point) for point in points])
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.002, 1 / 3, 1.0, 2.0, 4095.6, 1e9])
+def test_a_rate_is_kept_to_twelve_bits(rate):
+    mantissa, exponent = rate_parts(rate)
+    assert 2048 <= mantissa < 4096
+    assert mantissa * 2.0**exponent == pytest.approx(rate, rel=2**-11)
+
+
+def test_an_order_holds_every_sample_once_an_epoch():
+    order = sample_order(100, 3, 5).reshape(3, 100)
+    assert order.dtype == np.uint32
+    assert (np.sort(order) == np.arange(100)).all()
+    assert (order[0] != order[1]).any()
+
+
+def test_uses_a_blob_where_a_romfs_holds_it(flash, blob):
+    """Files of a ROMFS have an address; romfs.md of MicroPython specifies the image."""
+
+    def number(value: int) -> bytes:
+        groups = [value & 127]
+        while value := value >> 7:
+            groups.append(value & 127 | 128)
+        return bytes(reversed(groups))
+
+    def record(kind: int, payload: bytes) -> bytes:
+        return number(kind) + number(len(payload)) + payload
+
+    def image(padding: int) -> bytes:
+        name = b"net.sprout"
+        filler = record(1, bytes(padding))
+        body = filler + record(5, number(len(name)) + name + record(2, blob))
+        return b"\xd2\xcd\x31" + number(len(body)) + body
+
+    images = (image(padding) for padding in range(4))
+    (flash / "rom").write_bytes(next(i for i in images if i.index(blob) % 4 == 0))
+    code = """
+import vfs, sprout
+vfs.mount(vfs.VfsRom(open("rom", "rb").read()), "/rom")
+net = sprout.load("/rom/net.sprout")
+same = net.predict(bytes(192)) == sprout.load("net.sprout").predict(bytes(192))
+print(net.memory()["program"], same)
+net.save()
+import os
+print("net.ckpt" in os.listdir())
+"""
+    assert run(flash, code) == ["0 True", "True"]
+
+
+# What stays
+
+
+def test_goes_on_after_a_restart_as_if_there_had_been_none(flash):
+    steps = "for i in range({}): net.learn(x, i % 4)\n"
+    whole = run(flash, START + "net.seed = 9\n" + steps.format(40) + "print(net.digest())")
+    run(flash, START + "net.seed = 9\n" + steps.format(20) + "net.save()")
+    code = START + "net.restore()\nprint(net.step)\n" + steps.format(20) + "print(net.digest())"
+    assert run(flash, code) == ["20", *whole]
+
+
+def test_reset_forgets_everything(flash):
+    code = """
+first = net.digest()
+for i in range(9): net.learn(x, 1)
+net.save()
+learned = net.digest()
+net.reset()
+print(net.digest() == first != learned, net.step)
+net.restore("net.ckpt")
+print(net.digest() == learned, net.step)
+"""
+    assert run(flash, START + code) == ["True 0", "True 9"]
+
+
+def test_reads_checkpoints_of_the_host(flash, blob):
+    engine = Engine(blob)
+    train(engine, np.full((5, 8, 8, 3), 77, np.uint8), [0, 1, 2, 3, 0], 0.01, 4)
+    write_checkpoint(flash / "host.ckpt", blob, bytes(engine.trained), 5, 4)
+    code = START + "net.restore('host.ckpt')\nprint(net.digest(), net.step, net.seed)"
+    assert run(flash, code) == [f"{engine.digest()} 5 4"]
+
+
+def test_a_damaged_checkpoint_changes_nothing(flash):
+    run(flash, START + "net.learn(x, 1)\nnet.save()")
+    good = (flash / "net.ckpt").read_bytes()
+    for i in range(0, len(good), 29):
+        (flash / f"{i}.ckpt").write_bytes(good[:i] + bytes([good[i] ^ 16]) + good[i + 1 :])
+        (flash / f"{i}.cut.ckpt").write_bytes(good[:i])
+    code = """
+import os
+before = net.digest()
+messages = set()
+for name in os.listdir():
+    if name.endswith(".ckpt") and name != "net.ckpt":
+        try:
+            net.restore(name)
+            print("not refused:", name)
+        except ValueError as e:
+            messages.add(str(e)[len(name):])
+print(net.digest() == before, net.step)
+net.restore()
+print(net.digest() == before, net.step)
+for m in sorted(messages): print(m)
+"""
+    first, second, *messages = run(flash, START + code)
+    assert (first, second) == ("True 0", "False 1")
+    assert messages == [
+        " is damaged or cut short: restore another one",
+        *[m for m in messages if "checkpoint version" in m],
+        " is not a checkpoint: give a file that save() wrote",
+    ]
+
+
+def test_a_checkpoint_of_another_blob_is_refused_by_name(flash):
+    graph = residual_net(5)
+    graph.name = "flowers"
+    (flash / "flowers.sprout").write_bytes(compiler.compile_graph(graph, "full").to_bytes())
+    run(flash, START + "sprout.load('flowers.sprout').save()")
+    code = START + "net.restore('flowers.ckpt')"
+    assert fails(flash, code) == (
+        "ValueError",
+        "flowers.ckpt belongs to another blob (flowers), not to this net: "
+        "load that one to restore it",
+    )
+
+
+def test_a_full_flash_keeps_the_old_checkpoint(flash):
+    code = """
+import os, vfs
+class Flash:
+    def __init__(self):
+        self.data = bytearray(10 * 4096)
+    def readblocks(self, n, buf, off=0):
+        at = n * 4096 + off
+        buf[:] = self.data[at:at + len(buf)]
+    def writeblocks(self, n, buf, off=0):
+        at = n * 4096 + off
+        self.data[at:at + len(buf)] = buf
+    def ioctl(self, op, arg):
+        return 10 if op == 4 else 4096 if op == 5 else 0
+flash = Flash()
+vfs.VfsLfs2.mkfs(flash)
+vfs.mount(flash, "/flash")
+with open("net.sprout", "rb") as a, open("/flash/net.sprout", "wb") as b:
+    b.write(a.read())
+net = sprout.load("/flash/net.sprout")
+net.learn(x, 1)
+net.save()
+digest = net.digest()
+full = 0
+while full < 3:
+    try:
+        with open("/flash/filler%d" % full, "ab") as f:
+            f.write(bytes(256))
+    except OSError:
+        full += 1
+net.learn(x, 2)
+try:
+    net.save()
+except OSError as e:
+    print(e)
+net.restore()
+print(net.digest() == digest, "net.ckpt.tmp" in os.listdir("/flash"))
+for i in range(full): os.remove("/flash/filler%d" % i)
+net.save()
+"""
+    message, kept = run(flash, START + code)
+    assert re.fullmatch(
+        r"/flash/net\.ckpt cannot be written \(.*28.*\): make \d+ bytes of room", message
+    )
+    assert kept == "True False"
+
+
+# The REPL
+
+
+def test_a_session_at_the_repl(flash):
+    graph = residual_net()
+    graph.classes = ["cup", "pen"]
+    (flash / "net.sprout").write_bytes(compiler.compile_graph(graph, "full").to_bytes())
+    code = """
+print(net)
+for i in range(60): loss = net.learn(x, "pen")
+label, odds = net.predict(x)
+print(label, odds > 0.9, loss < 0.2, abs(net.loss(x, "pen") - loss) < 0.1, net.step)
+net.add_class("key")
+for i in range(60): net.learn(x, "key")
+print([name for name, odds in net.predict(x, top=2)][0], net.classes, round(sum(
+    odds for name, odds in net.predict(x, 3)), 3))
+net.save()
+net.reset()
+print(net.classes)
+net.restore()
+print(net.classes)
+print(net)
+print(net.memory())
+"""
+    lines = run(flash, START + code)
+    assert lines[0].startswith("<net: 2 classes (cup, pen), 0 samples seen, ")
+    assert lines[1] == "pen True True True 60"
+    assert lines[2] == "key ['cup', 'pen', 'key'] 1.0"
+    assert lines[3:5] == ["['cup', 'pen']", "['cup', 'pen', 'key']"]
+    assert lines[5].startswith("<net: 3 classes (cup, pen, key), 120 samples seen, ")
+    parts = json.loads(lines[6].replace("'", '"'))
+    assert set(parts) == {"arena", "trained", "scratch", "accum", "program", "native"}
+    assert parts["native"] > 10000
+
+
+MISUSES = [
+    ("net.learn(x, 'cat')", "ValueError", "'cat' is no class of net: give one of class_0, "),
+    ("net.learn(x, 4)", "ValueError", "4 is no class of net"),
+    ("net.learn(x, -1)", "ValueError", "-1 is no class of net"),
+    ("net.learn(x)", "ValueError", "None is no class of net"),
+    ("net.learn(x[1:], 1)", "ValueError", r"a sample has 192 bytes \(8 x 8 x 3\), not 191"),
+    ("net.predict(7)", "ValueError", "a sample is bytes, bytearray or memoryview, not 7"),
+    ("net.predict('frame')", "ValueError", "a sample has 192 bytes .* not 5"),
+    ("net.learn(x, 1, rate=0)", "ValueError", "the learning rate is 0 and must lie between"),
+    ("net.rate = float('nan')", "ValueError", "the learning rate is nan"),
+    ("net.seed = 1 << 32", "ValueError", "the seed is 4294967296 and must lie between 0 and"),
+    ("net.add_class('cat')", "ValueError", "net.sprout has room for 4 classes: .*--max-classes"),
+    ("net.restore()", "OSError", r"net.ckpt cannot be opened .*: net.save\(\) writes it"),
+    ("net.restore('net.sprout')", "ValueError", "net.sprout is not a checkpoint: give a file"),
+    ("net.save('/no/where')", "OSError", "/no/where cannot be written .*: make 1012 bytes of"),
+    ("sprout.load('no')", "OSError", r"no cannot be opened .*: copy it to the board"),
+    ("sprout.load(3)", "ValueError", r"load\(\) takes a file name or the bytes of a blob"),
+    ("sprout.load('main.py')", "ValueError", "main.py is not a Sprout blob: make one with"),
+    ("sprout.load(b'SPRT')", "ValueError", "the blob is not a Sprout blob"),
+    ("sprout.load('net.sprout', batch=0)", "ValueError", "batch is 0 and must be 1 or more"),
+    ("sprout.load('net.sprout', classes=['a', 'a'])", "ValueError", "'a' is no name for a class"),
+    ("sprout.load('net.sprout', classes=['a', 1])", "ValueError", "1 is no name for a class"),
+    ("sprout.load('net.sprout', scratch=1 << 24)", "MemoryError", r"needs \d+ .* and \d+ are mis"),
+    ("sprout.load('still.sprout').learn(x, 1)", "ValueError", "still.sprout cannot learn: comp"),
+]
+
+
+def test_every_misuse_gets_one_sentence_and_leaves_the_net_usable(flash):
+    still = compiler.compile_graph(residual_net(), "none").to_bytes()
+    (flash / "still.sprout").write_bytes(still)
+    code = START + "print(net.digest())\nimport json\n"
+    for call, _, _ in MISUSES:
+        code += f"""
+try:
+    {call}
+    print("nothing raised")
+except Exception as e:
+    print(json.dumps([type(e).__name__, str(e)]))
+"""
+    code += "net.learn(x, 1)\nprint(net.digest())"
+    before, *lines, after = run(flash, code)
+    for (call, kind, pattern), line in zip(MISUSES, lines, strict=True):
+        assert line.startswith("["), call
+        found, message = json.loads(line)
+        assert found == kind, (call, message)
+        assert re.search(pattern, message), (call, message)
+        assert "\n" not in message
+    assert before != after
+
+
+def test_ctrl_c_between_two_steps_leaves_the_net_usable(flash):
+    code = """
+print("ready")
+try:
+    while True:
+        net.learn(x, net.step % 4)
+except KeyboardInterrupt:
+    steps = net.step
+net.learn(x, 1)
+print(net.step == steps + 1, len(net.digest()), net.predict(x)[0] in net.classes)
+"""
+    process = start(flash, START + code)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=30)
+    assert out == "True 64 True\n", errors
+
+
+# Memory
+
+
+def test_a_step_allocates_one_float(flash):
+    code = """
+import gc
+def cost(call):
+    call()
+    gc.collect()
+    before = gc.mem_alloc()
+    for i in range(20): call()
+    return (gc.mem_alloc() - before) / 20
+gc.disable()
+print(cost(lambda: net.learn(x, 1)), cost(lambda: net.learn(x, "class_2")))
+print(cost(lambda: net.learn(net.input, 1)), cost(lambda: net.decay(5, 50)))
+print(cost(lambda: net.classify(x)), cost(lambda: net.forward(x)))
+net = sprout.load("net.sprout", batch=3)
+print(cost(lambda: net.learn(x, 3)))
+"""
+    learn, predict = f"{BYTES_PER_STEP:.1f}", "0.0 0.0"
+    assert run(flash, START + code) == [f"{learn} {learn}", f"{learn} 0.0", predict, learn]
+
+
+def test_a_small_heap_says_how_many_bytes_are_missing(tmp_path, shared):
+    model = shared / "models" / "mlperf_resnet8_cifar10_int8.tflite"
+    (tmp_path / "net.sprout").write_bytes(compiler.compile_model(model, "last").to_bytes())
+    heap = 90_000
+    kind, message = fails(tmp_path, START, heap)
+    assert kind == "MemoryError"
+    found = re.search(r"net.sprout needs (\d+) bytes of RAM and (\d+) are missing: load", message)
+    assert found
+    needed, missing = map(int, found.groups())
+    assert 0 < missing < needed
+    run(tmp_path, START, heap + missing + 1024)
+
+
+def test_learning_on_a_simulated_pico(flash, blob):
+    engine = Engine(blob)
+    rng = np.random.default_rng(8)
+    x, y = rng.integers(0, 256, (30, 8, 8, 3), np.uint8), rng.integers(0, 4, 30)
+    order = sample_order(30, 2, 1)
+    mantissa, exponent = rate_parts(0.01)
+    losses = []
+    for t, i in enumerate(order):
+        rate = rate_at(mantissa, t, len(order)), exponent
+        losses.append(engine.step(x[i], int(y[i]), rate, 6, t))
+    file, lines = flash / "net.sprout", []
+    result = sim.learn_on_board(
+        file, x, y, order, x[:7], y[:7], 0.01, seed=6, every=20, test_every=30,
+        save=flash / "kept.ckpt", on_progress=lines.append,
+    )  # fmt: skip
+    assert result["digest"] == engine.digest()
+    assert [row["step"] for row in result["curve"]] == [20, 30, 50, 60]
+    assert result["curve"][0]["loss"] == pytest.approx(np.mean(losses[:20]))
+    assert ["test_accuracy" in row for row in result["curve"]] == [False, True, False, False]
+    assert result["heap_limit"] == table.find("pico").heap > result["heap_peak"]
+    assert result["heap_peak"] > result["native_bytes"] + result["arena_bytes"]
+    assert [line["kind"] for line in lines] == ["start", "before", *["progress"] * 4, "result"]
+    code = START + "net.restore('kept.ckpt')\nprint(net.digest(), net.step)"
+    assert run(flash, code) == [f"{engine.digest()} 60"]
+
+
+def test_failures_on_the_board_are_errors_of_the_host(flash, shared):
+    x, y = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64)
+    file = flash / "net.sprout"
+    order = np.zeros(1, np.uint32)
+    with pytest.raises(SproutError, match="too small, Sprout's code alone takes"):
+        sim.learn_on_board(file, x, y, order, x, y, 0.01, heap=40_000)
+    with pytest.raises(SproutError, match="the learning rate is -1 and must lie"):
+        sim.learn_on_board(file, x, y, order, x, y, -1)
+    with pytest.raises(SproutError, match=r"uint8 pixels or int8 values, not float64"):
+        sim.run_on_board(file, x / 255)
+    with pytest.raises(SproutError, match="There is no board 'pcio'; the boards are pico, pico2"):
+        sim.run_on_board(file, x, "pcio")
+    with pytest.raises(SproutError, match="took over 0.2 s"):
+        sim.learn_on_board(file, x, y, np.zeros(10**6, np.uint32), x, y, 0.01, timeout=0.2)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(SproutError, match=r"net.sprout has \d+ of its \d+ bytes: copy it again"):
+        sim.run_on_board(file, x)
+
+
+def test_the_simulated_repl(flash):
+    code = "import sys; from pathlib import Path; from sprout.board import sim; "
+    code += "sys.exit(sim.repl(Path('net.sprout')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=flash,
+        env={"PYTHONPATH": str(sim.ROOT / "host")},
+        input="print(net.learn(bytes(192), 1) > 0, net.step)\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "<net: 4 classes" in done.stdout, done.stderr
+    assert "True 1" in done.stdout
+
+
+# Files from elsewhere
+
+
+def test_damaged_blobs_are_refused_before_anything_is_used(flash, blob):
+    wrong = {
+        "cut": blob[:-8],
+        "longer": blob + bytes(8),
+        "header only": blob[:128],
+        "half a header": blob[:60],
+        "future": blob[:4] + struct.pack("<H", 2) + blob[6:],
+        "empty": b"",
+    }
+    for at in range(0, len(blob), 997):
+        wrong[f"byte {at}"] = blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :]
+    for i, data in enumerate(wrong.values()):
+        (flash / f"{i}.bad").write_bytes(data)
+    code = f"""
+import sprout
+for i in range({len(wrong)}):
+    for source in ("%d.bad" % i, open("%d.bad" % i, "rb").read()):
+        try:
+            sprout.load(source)
+            print("loaded")
+        except ValueError as e:
+            print(e)
+"""
+    sentences = (
+        r"(\d+\.bad|the blob) (is not a Sprout blob: make one with 'sprout compile'"
+        r"|is of blob format \d+ and this package reads 1: compile it again, .*"
+        r"|has \d+ of its \d+ bytes: copy it again"
+        r"|is damaged, its SHA-256 does not match: copy it again)"
+    )
+    lines = run(flash, code)
+    assert len(lines) == 2 * len(wrong)
+    for line in lines:
+        assert re.fullmatch(sentences, line), line
+
+
+def test_a_wrong_plan_is_refused_even_where_nothing_is_verified(flash, blob):
+    """With verify=False the core's own check is what stands between a bad file and the arena."""
+    data = bytearray(blob)
+    (program,) = struct.unpack_from("<I", data, 48)
+    struct.pack_into("<I", data, program, 1 << 20)  # the first tensor far outside the arena
+    (flash / "bad.sprout").write_bytes(data)
+    kind, message = fails(flash, "import sprout\nsprout.load('bad.sprout', verify=False)")
+    assert kind == "ValueError"
+    assert re.match(r"bad.sprout does not run \(error -9, operator \d+, detail 0\): comp", message)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (None, "sprout_core.mpy is missing: copy sprout_core_x64.mpy to the board as lib/"),
+        ({2: 2 << 2 | 2}, "sprout_core.mpy is not for this board: copy sprout_core_x64.mpy to"),
+        ({2: 10 << 2 | 3}, "sprout_core.mpy is not for this board: copy sprout_core_x64.mpy to"),
+    ],
+)
+def test_a_wrong_native_module_is_named(change, sentence, tmp_path):
+    library = tmp_path / "else" / "sprout"
+    library.mkdir(parents=True)
+    for file in (sim.library() / "sprout").iterdir():
+        (library / file.name).write_bytes(file.read_bytes())
+    if change is not None:
+        module = bytearray((sim.library() / "sprout_core.mpy").read_bytes())
+        for at, value in change.items():
+            module[at] = value
+        (library.parent / "sprout_core.mpy").write_bytes(module)
+    kind, message = fails(tmp_path, "import sys\nsys.path[:] = ['else', '.frozen']\nimport sprout")
+    assert kind == "ImportError"
+    assert message.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("mpy", "sentence"),
+    [
+        (6 | 2 << 8 | 10 << 10, "this firmware is .mpy 6.2, install MicroPython 1.23 to 1.29"),
+        (6 | 3 << 8 | 4 << 10, "copy sprout_core_armv6m.mpy to the board as lib/sprout_core.mpy"),
+        (6 | 3 << 8, "this firmware loads no native modules, install"),
+    ],
+)
+def test_the_board_is_told_which_module_it_needs(mpy, sentence, flash):
+    code = f"""
+import sprout.native as native
+class sys:
+    class implementation:
+        _mpy = {mpy}
+native.sys = sys
+print(native._needed())
+"""
+    (line,) = run(flash, code)
+    assert line.startswith(sentence)
+
+
+def test_native_code_counts_as_on_the_board():
+    code = build.manifest(build.build_natmod("armv6m"))["code_bytes"]
+    assert sim.native_bytes("pico") == sim.native_bytes("esp32") == code
+    assert sim.native_bytes("unix") > code
