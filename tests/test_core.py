@@ -562,7 +562,7 @@ def test_every_operand_is_checked(change, message):
 
 def test_unknown_operators_and_blobs_that_cannot_learn():
     e = Engine(learner().to_bytes())
-    struct.pack_into("<H", e._file, 128 + 16 * len(e.blob.tensors), 77)
+    struct.pack_into("<H", e._file, int(e._file[56:60].view("<u4")[0]), 77)
     with pytest.raises(SproutError, match="operator code 77 is unknown"):
         e.forward()
     blob = learner()
@@ -614,14 +614,15 @@ def test_no_program_writes_outside_the_buffers():
         setattr(e, name, whole[64 : 64 + size])
         e._memory.put(name, getattr(e, name))
         guarded[name] = whole
-    program = e._file[: e._program_end()].copy()
-    tables = 128 + 16 * len(e.blob.tensors), 128 + e.blob.tables_len
+    ops = int(e._file[56:60].view("<u4")[0])  # the constants section begins with them
+    intact = e._file[: ops + 64 * len(e.blob.ops)].copy()
+    damaged = [(0, 128), (128, e.blob.program_len)] + 5 * [(ops, intact.size)]
     values = (0, 1, 2, 3, 4, 0xFF, 0xFFFF, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000)
     outcomes = set()
     for _ in range(400):
-        e._file[: program.size] = program
+        e._file[: intact.size] = intact
         for _ in range(rng.randint(1, 5)):
-            at = rng.randrange(128 if rng.random() < 0.3 else tables[0], tables[1], 2)
+            at = rng.randrange(*rng.choice(damaged), 2)
             width = rng.choice((1, 2, 4))
             value = rng.choice((*values, rng.getrandbits(32))) % 256**width
             e._file[at : at + width] = np.frombuffer(value.to_bytes(width, "little"), np.uint8)

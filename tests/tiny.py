@@ -128,7 +128,7 @@ class Builder:
             n_forward, input, output, logits, exponents, most, n_classes or most,
             self.tensors, self.ops, b"", 0, bytes(self.constants), bytes(self.initial),
         )  # fmt: skip
-        start = blob.tables_len
+        start = blob.tensors_len
         for op in self.ops:
             op.p = [start + p if isinstance(p, _InTail) else int(p) for p in op.p]
         if lut is not None:

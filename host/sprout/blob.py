@@ -19,8 +19,8 @@ offset  type     meaning
 16      32 byte  SHA-256 of the file from byte 48 to its end
 48      u32 x 2  program section: offset (128), length.  Resident: header and program are read as
                  one piece
-56      u32 x 2  constants section: frozen weights, per-channel tables.  Used in place or
-                 streamed
+56      u32 x 2  constants section: operators, frozen weights, per-channel tables.  Used in
+                 place or streamed
 64      u32 x 2  initial section: the first bytes of the trained parameters, as they lie in RAM
 72      u32 x 2  meta section: JSON for the board (``name``, ``classes``, ``input``, ``output``)
 80      u32 x 2  info section: JSON for the host (layer names, the plan, memory by part)
@@ -46,19 +46,25 @@ offset  type     meaning
 Program section
 ===============
 
-The tensor table, then the operator table, then index lists (u16) and the input table.
+The tensor table, then index lists (u16) and the input table.
 
 A tensor (16 bytes): u32 arena offset; u16 h, w, c; u8 dtype (0 int8, 1 int16, 2 int32, 3 bits); i8
 zero point; u16 exponent slot (65535: none); u16 reserved.  Elements lie in the order h, w, c.  A
 ``bits`` tensor keeps element e in bit ``e & 7`` of byte ``e >> 3``.
 
+Constants section
+=================
+
+The operator table, which is read one operator at a time like everything in this section, then the
+constants.  All offsets of constants are relative to the end of the operator table; ``-1`` says
+that there is none.  Offsets into the trained region are relative to its start, index lists
+relative to the program section.
+
 An operator (64 bytes): u16 opcode; u16 flags; six u16 tensor numbers (65535: none); twelve i32
 parameters p0 to p11.  Flag 1 (``TRAIN``): skipped when only predicting.  Flag 2 (``INFER``):
 skipped when learning.
 
-All offsets into the constants section are relative to its start; ``-1`` says that there is none.
-Offsets into the trained region are relative to its start, index lists relative to the program
-section.  Geometry is packed: ``p0 = kh | kw << 8 | stride_h << 16 | stride_w << 24`` and ``p1 =
+Geometry is packed: ``p0 = kh | kw << 8 | stride_h << 16 | stride_w << 24`` and ``p1 =
 pad_top | pad_left << 8``; taps outside the input read the zero point, that is: contribute nothing.
 
 Records.  A *forward record* of an output channel: i32 bias, i32 multiplier, i32 shift, i32 sum of
@@ -317,21 +323,26 @@ class Blob:
     n_classes: int
     tensors: list[BlobTensor]
     ops: list[BlobOp]
-    tail: bytes  # index lists and the input table: the program section after the two tables
+    tail: bytes  # index lists and the input table: the program section after the tensors
     lut_offset: int
-    constants: bytes
+    constants: bytes  # the constants section after the operator table
     initial: bytes
     meta: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def tables_len(self) -> int:
-        """Bytes of tensor and operator table: where ``tail`` starts in the program section."""
-        return len(self.tensors) * _TENSOR.size + len(self.ops) * _OP.size
+    def tensors_len(self) -> int:
+        """Bytes of the tensor table: where ``tail`` starts in the program section."""
+        return len(self.tensors) * _TENSOR.size
+
+    @property
+    def program_len(self) -> int:
+        """Bytes of header and program section: what a board keeps in RAM."""
+        return HEADER + self.tensors_len + len(self.tail)
 
     def indices(self, offset: int, count: int) -> np.ndarray:
         """Return the index list (int64 [count]) at ``offset`` of the program section."""
-        start = offset - self.tables_len
+        start = offset - self.tensors_len
         return np.frombuffer(self.tail, "<u2", count, start).astype(np.int64)
 
     @property
@@ -339,18 +350,18 @@ class Blob:
         """Input value (int8 [256]) by pixel, or None."""
         if not self.lut_offset:
             return None
-        return np.frombuffer(self.tail, np.int8, 256, self.lut_offset - self.tables_len)
+        return np.frombuffer(self.tail, np.int8, 256, self.lut_offset - self.tensors_len)
 
     def to_bytes(self) -> bytes:
         """Return the file."""
-        tables = b"".join(
+        tensors = b"".join(
             _TENSOR.pack(t.offset, t.h, t.w, t.c, DTYPES.index(t.dtype), t.zero_point, t.slot, 0)
             for t in self.tensors
         )
-        tables += b"".join(_OP.pack(OPCODES[op.kind], op.flags, *op.t, *op.p) for op in self.ops)
+        ops = b"".join(_OP.pack(OPCODES[op.kind], op.flags, *op.t, *op.p) for op in self.ops)
         sections = [
-            tables + self.tail,
-            self.constants,
+            tensors + self.tail,
+            ops + self.constants,
             self.initial,
             json.dumps(self.meta, separators=(",", ":")).encode(),
             json.dumps(self.info, separators=(",", ":")).encode(),
@@ -409,9 +420,9 @@ def read(data: bytes, name: str = "blob") -> Blob:
                 f"{name} is damaged, a section lies outside the file: compile it again."
             )
         sections.append(data[offset : offset + count])
-    program = sections[0]
-    tables = n_tensors * _TENSOR.size + n_ops * _OP.size
-    if tables > len(program):
+    program, constants = sections[:2]
+    tensors_len, ops_len = n_tensors * _TENSOR.size, n_ops * _OP.size
+    if tensors_len > len(program) or ops_len > len(constants):
         raise SproutError(
             f"{name} is damaged, its tables are longer than their section: compile it again."
         )
@@ -425,17 +436,17 @@ def read(data: bytes, name: str = "blob") -> Blob:
         tensors.append(BlobTensor(offset, h, w, c, DTYPES[dtype], zero, slot))
     ops = []
     for i in range(n_ops):
-        code, flag, *rest = _OP.unpack_from(program, n_tensors * _TENSOR.size + i * _OP.size)
+        code, flag, *rest = _OP.unpack_from(constants, i * _OP.size)
         if code not in OP_NAMES:
             raise SproutError(
                 f"{name} is damaged, operator {i} has the unknown code {code}: compile it again."
             )
         ops.append(BlobOp(OP_NAMES[code], flag, list(rest[:6]), list(rest[6:])))
-    if lut and not tables <= lut <= len(program) - 256:
+    if lut and not tensors_len <= lut <= len(program) - 256:
         raise SproutError(f"{name} is damaged, its input table is not there: compile it again.")
     return Blob(
         flags, arena, trained, accum, scratch, n_forward, x, y, logits, exponents, max_classes,
-        n_classes, tensors, ops, program[tables:], lut, sections[1], sections[2],
+        n_classes, tensors, ops, program[tensors_len:], lut, constants[ops_len:], sections[2],
         _json(sections[3], f"{name} is damaged, its meta section"),
         _json(sections[4], f"{name} is damaged, its info section"),
     )  # fmt: skip

@@ -195,8 +195,7 @@ class _Lowering:
         if data not in self.index_lists:
             self.index_lists[data] = len(self.tail)
             self.tail += data
-        tables = len(self.tensors) * 16 + len(self.ops) * 64
-        return tables + self.index_lists[data], len(channels)
+        return len(self.tensors) * 16 + self.index_lists[data], len(channels)
 
     def place(self, op: Op, kind: str, values: np.ndarray) -> int:
         """Return the trained offset of a convolution's bias or weight, giving it one at the first
@@ -511,7 +510,7 @@ class _Lowering:
         lut_at = 0
         lut = input_table(self.graph, input_range)
         if lut is not None:
-            lut_at = len(self.tensors) * 16 + len(self.ops) * 64 + len(self.tail)
+            lut_at = len(self.tensors) * 16 + len(self.tail)
             self.tail += lut.tobytes()
         slots = {id(g): i for i, g in enumerate(self.schedule.gradients)}
         table = [
@@ -576,10 +575,11 @@ class _Lowering:
                 "trained": b.trained_len, "scratch": b.scratch_len, "accum": b.accum_len,
                 "saved_activations": saved,
                 "gradients": sum(t.nbytes for t in self.tensors if t.dtype == INT16),
-                "program": blob.HEADER + b.tables_len + len(b.tail),
+                "program": b.program_len,
             },
             "flash": {
-                "program": blob.HEADER + b.tables_len + len(b.tail), "constants": len(b.constants),
+                "program": b.program_len, "constants": len(b.constants),
+                "operators": 64 * len(b.ops),
                 "initial": len(b.initial),
             },
             "macs": {"forward": forward, "backward": back},

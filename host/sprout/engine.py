@@ -139,7 +139,7 @@ class Engine:
         self._memory = _Memory()
         self._read = _READ(self._fetch)
         self._memory.read = self._read
-        self._memory.put("program", self._file[: self._program_end()])
+        self._memory.put("program", self._file[: self.blob.program_len])
         for name in ("arena", "trained", "scratch"):
             self._memory.put(name, getattr(self, name))
         if in_place:
@@ -268,9 +268,6 @@ class Engine:
     def digest(self) -> str:
         """Return the SHA-256 of the trained parameters, in hex."""
         return hashlib.sha256(self.trained.tobytes()).hexdigest()
-
-    def _program_end(self) -> int:
-        return blobs.HEADER + self.blob.tables_len + len(self.blob.tail)
 
     def _fetch(self, _: Any, offset: int, to: int, length: int) -> int:
         """Read from the file, for the core."""

@@ -16,12 +16,13 @@ RAM_PARTS = {
     "arena": "activations, gradients and masks",
     "trained": "the parameters that learn",
     "scratch": "streamed weights, sums of one operator",
-    "program": "header, tensors and operators",
+    "program": "header, tensors and index lists",
 }
 FLASH_PARTS = {
     "constants": "frozen weights and per-channel tables",
+    "operators": "what is done, in order",
     "initial": "the parameters that learn, as they start",
-    "program": "tensors and operators",
+    "program": "header, tensors and index lists",
     "meta": "names and descriptions",
 }
 
@@ -117,7 +118,7 @@ def learns_text(blob: blobs.Blob) -> str:
 
 def flash(blob: blobs.Blob, file_len: int) -> dict[str, int]:
     """Flash in bytes by part; their sum, ``total``, is the file."""
-    parts = {part: int(_info(blob)["flash"][part]) for part in ("constants", "initial", "program")}
+    parts = {part: int(size) for part, size in _info(blob)["flash"].items()}
     return {**parts, "meta": file_len - sum(parts.values()), "total": file_len}
 
 

@@ -42,7 +42,7 @@ uint32_t sp_divide(uint32_t a, uint32_t b) {
     return quotient;
 }
 
-int32_t sp_mbqm(int32_t x, int32_t multiplier, int32_t shift) {
+__attribute__((weak)) int32_t sp_mbqm(int32_t x, int32_t multiplier, int32_t shift) {
     shift = limit32(shift, -31, 30);
     const int32_t y = (int32_t)((uint32_t)x << max32(shift, 0));
     return shift_away(high_mul(y, multiplier), (uint32_t)max32(-shift, 0));

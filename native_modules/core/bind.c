@@ -161,14 +161,14 @@ void *sp_bind_accum(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t s
 
 records_t sp_bind_records(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size,
                           uint32_t unit) {
-    if (!inside((uint32_t)op->p[p], size_mul(n, size), e->head->constants_len, 4)) {
+    const uint32_t ops = e->head->n_ops * (uint32_t)sizeof(op_t); // they come first in the section
+    if (!inside((uint32_t)op->p[p], size_mul(n, size), e->head->constants_len - ops, 4)) {
         sp_fail(e, SPROUT_E_PARAMETER, p);
     }
-    return (records_t){e->head->constants + (uint32_t)op->p[p], size, n, unit};
+    return (records_t){e->head->constants + ops + (uint32_t)op->p[p], size, n, unit};
 }
 
-// Bytes of the file into the scratch; false: reading failed.
-static bool fetch(exec_t *e, uint32_t offset, void *to, uint32_t length) {
+bool sp_fetch(exec_t *e, uint32_t offset, void *to, uint32_t length) {
     if (e->memory->blob) {
         sp_copy(to, e->memory->blob + offset, length);
         return true;
@@ -190,7 +190,7 @@ uint8_t *sp_load(exec_t *e, const records_t *r, uint32_t first, bool own, uint32
     if (r->offset == ABSENT) {
         return e->memory->scratch;
     }
-    return fetch(e, offset, e->memory->scratch, *n * r->size) ? e->memory->scratch : NULL;
+    return sp_fetch(e, offset, e->memory->scratch, *n * r->size) ? e->memory->scratch : NULL;
 }
 
 const void *sp_load_all(exec_t *e, const records_t *r, void **rest) {
@@ -200,5 +200,5 @@ const void *sp_load_all(exec_t *e, const records_t *r, void **rest) {
     }
     const uint32_t bytes = r->n * r->size;
     *rest = e->memory->scratch + bytes;
-    return fetch(e, r->offset, e->memory->scratch, bytes) ? e->memory->scratch : NULL;
+    return sp_fetch(e, r->offset, e->memory->scratch, bytes) ? e->memory->scratch : NULL;
 }

@@ -1,10 +1,9 @@
 // Convolution and the gradient of its input. Tensors are (h, w, c); x is (H, W, I), y (P, Q, O).
 
-#include "internal.h"
+#include "kernels.h"
 
-// sum[r] += x . w[r] for n_rows rows of weights; x and every row are n long.
-static void dot_rows(const int8_t *restrict x, const int8_t *w, uint32_t stride, uint32_t n_rows,
-                     uint32_t n, int32_t *sum) {
+REPLACEABLE void sp_dot_rows(const int8_t *restrict x, const int8_t *w, uint32_t stride,
+                             uint32_t n_rows, uint32_t n, int32_t *sum) {
     uint32_t r = 0;
     for (; r + 4 <= n_rows; r += 4, w += 4 * stride) {
         const int8_t *restrict w0 = w, *restrict w1 = w + stride;
@@ -43,19 +42,10 @@ static void subtract_zero(int32_t zero_point, const int8_t *w, uint32_t stride, 
     }
 }
 
-typedef struct {
-    tensor_t x, y;
-    output_t out;
-    window_t k;
-    uint32_t size; // of a record
-    bool single;   // rounds once
-} conv_t;
-
-// y[.., first : first + n] from the records of those n <= BLOCK channels; bias [n], or NULL for
-// that of the records. The zero point of x is in the bias for whole windows; where a border cuts
+// The zero point of x is in the bias for whole windows; where a border cuts
 // taps off, it is subtracted from each.
-static void conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias,
-                       uint32_t first, uint32_t n) {
+void sp_conv_block_plain(const conv_t *c, const uint8_t *records, const int32_t *bias,
+                         uint32_t first, uint32_t n) {
     const tensor_t *x = &c->x, *y = &c->y;
     const window_t *k = &c->k;
     int32_t cut_bias[BLOCK], whole_bias[BLOCK], multiplier[BLOCK], shift[BLOCK], sum[BLOCK];
@@ -81,7 +71,7 @@ static void conv_block(const conv_t *c, const uint8_t *records, const int32_t *b
             }
             for (int32_t ky = v.from; ky < v.to && run; ++ky) {
                 const int8_t *w = weight + (uint32_t)(ky * k->kw + u.from) * channels;
-                dot_rows(data + at(x, v.start + ky, u.start + u.from), w, c->size, n, run, sum);
+                sp_dot_rows(data + at(x, v.start + ky, u.start + u.from), w, c->size, n, run, sum);
                 if (cut) {
                     subtract_zero(x->zero_point, w, c->size, n, run, sum);
                 }
@@ -95,6 +85,11 @@ static void conv_block(const conv_t *c, const uint8_t *records, const int32_t *b
             sp_store(&c->out, sum, n, at(y, oy, ox) + first);
         }
     }
+}
+
+REPLACEABLE void sp_conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias,
+                               uint32_t first, uint32_t n) {
+    sp_conv_block_plain(c, records, bias, first, n);
 }
 
 // Puts the trained weights [n_records, taps, list.n] over those of the records, whose input
@@ -143,15 +138,14 @@ void sp_conv(exec_t *e, const op_t *op) {
             overlay(tile, c.size, count, trained + first * row, list, taps, channels);
         }
         for (uint32_t i = 0; i < count; i += BLOCK) {
-            conv_block(&c, tile + i * c.size, bias ? bias + first + i : NULL, first + i,
-                       umin32(count - i, BLOCK));
+            sp_conv_block(&c, tile + i * c.size, bias ? bias + first + i : NULL, first + i,
+                          umin32(count - i, BLOCK));
         }
     }
 }
 
-// sum[r] += g . w[r]; the gradients and every row of weights are n long.
-static void dot_rows_s16(const int16_t *restrict g, const int8_t *w, uint32_t stride,
-                         uint32_t n_rows, uint32_t n, int32_t *sum) {
+REPLACEABLE void sp_dot_rows_s16(const int16_t *restrict g, const int8_t *w, uint32_t stride,
+                                 uint32_t n_rows, uint32_t n, int32_t *sum) {
     uint32_t r = 0;
     for (; r + 4 <= n_rows; r += 4, w += 4 * stride) {
         const int8_t *restrict w0 = w, *restrict w1 = w + stride;
@@ -178,17 +172,8 @@ static void dot_rows_s16(const int16_t *restrict g, const int8_t *w, uint32_t st
     }
 }
 
-typedef struct {
-    tensor_t g, dx;
-    window_t k;
-    uint32_t size; // of a record
-    int32_t shift;
-} conv_grad_t;
-
-// dx[.., first : first + n] of n <= BLOCK input channels. Returns all magnitudes before the shift
-// ored together, which has the bit length of the greatest.
-static uint32_t conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, uint32_t first,
-                                      uint32_t n) {
+uint32_t sp_conv_input_grad_block_plain(const conv_grad_t *c, const uint8_t *records,
+                                        uint32_t first, uint32_t n) {
     const tensor_t *g = &c->g, *dx = &c->dx;
     const window_t *k = &c->k;
     const int16_t *gradient = g->data;
@@ -207,7 +192,7 @@ static uint32_t conv_input_grad_block(const conv_grad_t *c, const uint8_t *recor
                     const int32_t ox = window_of(x, kx, k->stride_w, k->left, g->w);
                     if (ox >= 0) {
                         const int8_t *w = weight + (uint32_t)(ky * k->kw + kx) * channels;
-                        dot_rows_s16(gradient + at(g, oy, ox), w, c->size, n, channels, sum);
+                        sp_dot_rows_s16(gradient + at(g, oy, ox), w, c->size, n, channels, sum);
                     }
                 }
             }
@@ -219,6 +204,11 @@ static uint32_t conv_input_grad_block(const conv_grad_t *c, const uint8_t *recor
         }
     }
     return seen;
+}
+
+REPLACEABLE uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records,
+                                              uint32_t first, uint32_t n) {
+    return sp_conv_input_grad_block_plain(c, records, first, n);
 }
 
 // Writes the trained weights [O, taps, list.n] of input channels first to first + count over their
@@ -276,8 +266,8 @@ void sp_conv_input_grad(exec_t *e, const op_t *op) {
                 overlay_transposed(tile, c.size, first, count, trained, list, taps, outputs);
             }
             for (uint32_t i = 0; i < count; i += BLOCK) {
-                seen |= conv_input_grad_block(&c, tile + i * c.size, first + i,
-                                              umin32(count - i, BLOCK));
+                seen |= sp_conv_input_grad_block(&c, tile + i * c.size, first + i,
+                                                 umin32(count - i, BLOCK));
             }
         }
         if (sp_settle(e, &c.g, &c.dx, seen, &c.shift)) {

@@ -4,9 +4,9 @@
 // Channels are innermost in memory, taps in the records, so the weights of a block of channels are
 // first turned round into packed [taps][block].
 
-#include "internal.h"
+#include "kernels.h"
 
-enum { PACKED = 768 }; // bytes on the stack, so taps too at most
+enum { PACKED = 640 }; // bytes on the stack, so taps too at most
 
 // How many channels the packed weights have room for.
 static uint32_t block_of(uint32_t taps) { return taps ? umin32(divide(PACKED, taps), BLOCK) : 0; }
@@ -49,18 +49,8 @@ static void multiply(const int8_t *restrict x, int32_t zero_point, const int8_t 
     }
 }
 
-typedef struct {
-    tensor_t x, y;
-    output_t out;
-    window_t k;
-    uint32_t size;       // of a record
-    uint32_t multiplier; // output channels per input channel
-} depthwise_t;
-
-// y[.., first : first + n] from the records of those channels; bias [n], or NULL for that of the
-// records.
-static void depthwise_block(const depthwise_t *d, const uint8_t *records, const int32_t *bias,
-                            uint32_t first, uint32_t n) {
+void sp_depthwise_block_plain(const depthwise_t *d, const uint8_t *records, const int32_t *bias,
+                              uint32_t first, uint32_t n) {
     const tensor_t *x = &d->x, *y = &d->y;
     const window_t *k = &d->k;
     int8_t packed[PACKED];
@@ -94,6 +84,11 @@ static void depthwise_block(const depthwise_t *d, const uint8_t *records, const 
             sp_store(&d->out, sum, n, at(y, oy, ox) + first);
         }
     }
+}
+
+REPLACEABLE void sp_depthwise_block(const depthwise_t *d, const uint8_t *records,
+                                    const int32_t *bias, uint32_t first, uint32_t n) {
+    sp_depthwise_block_plain(d, records, bias, first, n);
 }
 
 // Puts the trained weights [list.n, taps] over those of the records of output channels first to
@@ -135,8 +130,8 @@ void sp_depthwise(exec_t *e, const op_t *op) {
             overlay(tile, d.size, first, count, trained, list, taps);
         }
         for (uint32_t i = 0; i < count; i += block) {
-            depthwise_block(&d, tile + i * d.size, bias ? bias + first + i : NULL, first + i,
-                            umin32(count - i, block));
+            sp_depthwise_block(&d, tile + i * d.size, bias ? bias + first + i : NULL, first + i,
+                               umin32(count - i, block));
         }
     }
 }
@@ -149,18 +144,8 @@ static void multiply_s16(const int16_t *restrict g, const int8_t *restrict w, ui
     }
 }
 
-typedef struct {
-    tensor_t g, dx;
-    window_t k;
-    uint32_t size; // of a record
-    uint32_t multiplier;
-    int32_t shift;
-} depthwise_grad_t;
-
-// dx from the records of output channels first to first + n, whole groups of them. Returns all
-// magnitudes before the shift ored together.
-static uint32_t depthwise_input_grad_block(const depthwise_grad_t *d, const uint8_t *records,
-                                           uint32_t first, uint32_t n) {
+uint32_t sp_depthwise_input_grad_block_plain(const depthwise_grad_t *d, const uint8_t *records,
+                                             uint32_t first, uint32_t n) {
     const tensor_t *g = &d->g, *dx = &d->dx;
     const window_t *k = &d->k;
     int8_t packed[PACKED];
@@ -196,6 +181,12 @@ static uint32_t depthwise_input_grad_block(const depthwise_grad_t *d, const uint
         }
     }
     return seen;
+}
+
+REPLACEABLE uint32_t sp_depthwise_input_grad_block(const depthwise_grad_t *d,
+                                                   const uint8_t *records, uint32_t first,
+                                                   uint32_t n) {
+    return sp_depthwise_input_grad_block_plain(d, records, first, n);
 }
 
 void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
@@ -235,8 +226,8 @@ void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
                 overlay(tile, d.size, first, count, trained, list, taps);
             }
             for (uint32_t i = 0; i < count; i += block) {
-                seen |= depthwise_input_grad_block(&d, tile + i * d.size, first + i,
-                                                   umin32(count - i, block));
+                seen |= sp_depthwise_input_grad_block(&d, tile + i * d.size, first + i,
+                                                      umin32(count - i, block));
             }
         }
         if (sp_settle(e, &d.g, &d.dx, seen, &d.shift)) {

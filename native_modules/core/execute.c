@@ -51,14 +51,14 @@ static int32_t check_header(const sprout_memory_t *m) {
         misaligned(m->trained) || misaligned(m->scratch) || misaligned(m->accum)) {
         return SPROUT_E_ALIGNMENT;
     }
-    const uint32_t tables =
-        head->n_tensors * sizeof(tensor_row_t) + head->n_ops * (uint32_t)sizeof(op_t);
+    const uint32_t tensors = head->n_tensors * (uint32_t)sizeof(tensor_row_t);
+    const uint32_t ops = head->n_ops * (uint32_t)sizeof(op_t);
     if (head->magic[0] != 'S' || head->magic[1] != 'P' || head->magic[2] != 'R' ||
         head->magic[3] != 'T' || head->version != 1 || head->header_len != sizeof(header_t) ||
-        head->program != sizeof(header_t) || head->program_len < tables ||
+        head->program != sizeof(header_t) || head->program_len < tensors ||
         head->program_len > m->program_len - sizeof(header_t) || head->n_forward > head->n_ops ||
         head->file_len > INT32_MAX || head->constants & 3 || head->constants > head->file_len ||
-        head->constants_len > head->file_len - head->constants) {
+        head->constants_len > head->file_len - head->constants || head->constants_len < ops) {
         return SPROUT_E_HEADER;
     }
     if (m->blob ? m->blob_len < head->file_len : !m->read) {
@@ -97,9 +97,8 @@ static int32_t begin(exec_t *e, const sprout_memory_t *memory, sprout_run_t *run
     return e->error;
 }
 
-static const op_t *op_at(const exec_t *e, int32_t i) {
-    const uint8_t *table = e->memory->program + e->head->program;
-    return (const op_t *)(const void *)(table + e->head->n_tensors * sizeof(tensor_row_t)) + i;
+static bool read_op(exec_t *e, int32_t i, op_t *op) {
+    return sp_fetch(e, e->head->constants + (uint32_t)i * sizeof(op_t), op, sizeof(op_t));
 }
 
 int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run) {
@@ -118,11 +117,13 @@ int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run) {
                              : run->mode == SPROUT_LEARN ? ONLY_INFER
                                                          : 0;
     for (int32_t i = run->first_op; i < run->last_op; ++i) {
-        const op_t op = *op_at(&e, i);
-        if (op.flags & skipped) {
-            continue;
+        op_t op;
+        if (read_op(&e, i, &op)) {
+            if (op.flags & skipped) {
+                continue;
+            }
+            dispatch(&e, &op);
         }
-        dispatch(&e, &op);
         if (e.error != SPROUT_OK) {
             run->error_op = i;
             run->detail = e.detail;
@@ -152,8 +153,8 @@ int32_t sprout_apply(const sprout_memory_t *memory) {
         return SPROUT_E_ACCUM;
     }
     for (int32_t i = 0; i < e.head->n_ops && e.error == SPROUT_OK; ++i) {
-        const op_t op = *op_at(&e, i);
-        if (is_update(&op)) {
+        op_t op;
+        if (read_op(&e, i, &op) && is_update(&op)) {
             dispatch(&e, &op);
         }
     }

@@ -120,9 +120,12 @@ int32_t sp_bind_value(exec_t *e, const op_t *op, int32_t p, int32_t low, int32_t
 // n x size bytes of the trained region, or of the accumulators; NULL for the offset -1.
 void *sp_bind_trained(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size);
 void *sp_bind_accum(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size);
-// n x size bytes of the constants section. A tile takes a multiple of `unit` of them.
+// n x size bytes of the constants. A tile takes a multiple of `unit` of them.
 records_t sp_bind_records(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint32_t size,
                           uint32_t unit);
+
+// Bytes of the file, from memory or read; false: reading failed.
+bool sp_fetch(exec_t *e, uint32_t offset, void *to, uint32_t length);
 
 // The records from `first` on, as many as one tile takes: all, or what fits into the scratch.
 // Where `own` is set they lie in the scratch and may be changed. NULL: reading failed.

@@ -4,7 +4,7 @@
 // With accumulators the same operators add to those instead, and in MODE_APPLY they move what has
 // gathered there into the parameters.
 
-#include "internal.h"
+#include "kernels.h"
 
 enum { WEIGHT_BITS = 22, BIAS_BITS = 8 }; // fractional bits of a step
 enum { BIAS_LIMIT = 1 << 30 };
@@ -155,9 +155,8 @@ static void multiply(const int8_t *restrict x, int32_t zero_point, int32_t g, ui
     }
 }
 
-// sum [kh, kw, n] of output channel `o`, from input channels `first` to first + n of x.
-static void weight_gradient(const tensor_t *g, const tensor_t *x, const window_t *k, uint32_t o,
-                            uint32_t first, uint32_t n, int32_t *sum) {
+void sp_weight_gradient_plain(const tensor_t *g, const tensor_t *x, const window_t *k, uint32_t o,
+                              uint32_t first, uint32_t n, int32_t *sum) {
     const int16_t *q = (const int16_t *)g->data + o;
     const int8_t *data = (const int8_t *)x->data + first;
     const bool joined = n == (uint32_t)x->c; // taps side by side are one run of elements
@@ -175,6 +174,11 @@ static void weight_gradient(const tensor_t *g, const tensor_t *x, const window_t
             }
         }
     }
+}
+
+REPLACEABLE void sp_weight_gradient(const tensor_t *g, const tensor_t *x, const window_t *k,
+                                    uint32_t o, uint32_t first, uint32_t n, int32_t *sum) {
+    sp_weight_gradient_plain(g, x, k, o, first, n, sum);
 }
 
 // Rows of trained weights: row j belongs to output channel list[j] and has `taps` x n elements,
@@ -206,7 +210,8 @@ static void update_rows(exec_t *e, const op_t *op, const tensor_t *g, const tens
             apply_weights(row, w, a);
         } else {
             const rule_t rule = rule_of(e, g, rates[o], WEIGHT_BITS, key);
-            weight_gradient(g, x, k, o, rows.divisor ? divide(j, rows.divisor) : 0, rows.n, sum);
+            sp_weight_gradient(g, x, k, o, rows.divisor ? divide(j, rows.divisor) : 0, rows.n,
+                               sum);
             update_weights(&rule, sum, j * row, row, w, a);
         }
     }
