@@ -86,9 +86,10 @@ def test_reference_host_and_micropython_agree(name, shared, load, tmp_path):
 @pytest.mark.parametrize("net", [residual_net, everything_net])
 @pytest.mark.parametrize("plan", ["last", "b3,2:1/2", "b2", "full"])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_every_operator_and_mode(net, plan, accumulate):
+@pytest.mark.parametrize("fractions", ["none", "head", "all"])
+def test_every_operator_and_mode(net, plan, accumulate, fractions):
     """Small nets with every operator, over steps of every size, large enough to hurt too."""
-    blob = compiler.compile_graph(net(3), plan)
+    blob = compiler.compile_graph(net(3), plan, fractions=fractions)
     engine = Engine(blob.to_bytes(), accumulate=accumulate)
     machine = Machine(blob, accumulate=accumulate)
     rng = np.random.default_rng(5)

@@ -540,10 +540,12 @@ def test_a_whole_step_of_either_mode_is_the_same_in_the_mean():
         before = trained_parts(machine)[conv.p[5]].astype(int)
         machine.step(x, 1, (64, -15), seed, 0, 4)
         machine.apply()
-        rest = 0
+        u = machine._update_of(next(o for o in made.ops if o.kind == "conv_weight_update"))
         if accumulate:
-            u = machine._update_of(next(o for o in made.ops if o.kind == "conv_weight_update"))
             rest = machine._accumulator(u) / 256
+        else:
+            packed = np.frombuffer(machine.trained, np.uint8, 16, u.fraction)
+            rest = reference.unpack_fractions(packed, 32).reshape(u.shape) / 16
         moved[accumulate].append(before - trained_parts(machine)[conv.p[5]] + rest)
     plain, accumulated = (np.mean(moved[k], axis=0) for k in (False, True))
     assert np.abs(plain).max() > 0.2

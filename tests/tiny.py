@@ -187,6 +187,7 @@ def learner(seed: int = 0, classes: int = 4) -> Blob:
     at2, acc2, key2 = n.trained(w2[few])
     at3, acc3, key3 = n.trained(np.ascontiguousarray(w3[..., some]))
     at4, acc4, key4 = n.trained(w4)
+    fractions4 = n.trained(np.zeros_like(w4))[0]
     bias = {name: n.trained(b) for name, b in (("b", b2), ("c", b3), ("logits", b4))}
     some_at, few_at = n.indices(some), n.indices(few)
     three, one = geometry((3, 3), (1, 1), (1, 1)), geometry((1, 1))
@@ -244,7 +245,7 @@ def learner(seed: int = 0, classes: int = 4) -> Blob:
     n.op(
         "conv_weight_update",
         [g["logits"], t["v"]],
-        [*one, at4, n.update_table(s4**-2.0), acc4, key4],
+        [*one, at4, n.update_table(s4**-2.0), acc4, key4, -1, 0, fractions4],
     )
     learn_bias("logits", "e", s4)
     mantissa, exponent = q30(scale["d"] / scale["e"] / 16)
@@ -255,13 +256,16 @@ def learner(seed: int = 0, classes: int = 4) -> Blob:
     scaled("c", "c", real("b", "c", s3))
     n.op("conv_input_grad", [g["c"], g["b"]], [*one, n.transposed(w3), at3, some_at, 3, 0])
     n.op(
-        "conv_weight_update", [g["c"], t["b3"]], [*one, at3, n.update_table(s3**-2.0), acc3, key3]
+        "conv_weight_update",
+        [g["c"], t["b3"]],
+        [*one, at3, n.update_table(s3**-2.0), acc3, key3, -1, 0, -1],
     )
     learn_bias("c", "b", s3)
     scaled("b", "b", real("a", "b", s2))
     n.op("depthwise_input_grad", [g["b"], g["a"]], [*three, r2, at2, few_at, 4, 0])
     table = n.update_table(np.where(np.arange(8) == FROZEN, 0, s2**-2.0))
-    n.op("depthwise_weight_update", [g["b"], t["a4"]], [*three, at2, table, acc2, key2, few_at, 4])
+    update = [*three, at2, table, acc2, key2, few_at, 4, -1]
+    n.op("depthwise_weight_update", [g["b"], t["a4"]], update)
     learn_bias("b", "a", s2)
     n.op("add_grads", [g["a"], g["a2"], g["a"]], [])
     lut = (np.arange(256) - 128).astype(np.int8)

@@ -75,9 +75,10 @@ table*: i32 per channel, Q30.  An *update table*: i32 Q30 mantissa in [2**29, 2*
 frozen channel, i32 exponent, per output channel.
 
 Trained parameters.  A bias is int32 [O], a convolution's weight int8 [O, kh, kw, n] with n the
-number of its trained input channels, a depthwise weight int8 [n, kh, kw]; each starts at a
-multiple of 4.  The index list says which channels (ascending), p = -1 all.  Frozen records hold
-the initial values of trained channels too.
+number of its trained input channels, a depthwise weight int8 [n, kh, kw].  The fractions of a
+weight are signed 4-bit numbers, element e in the low (e even) or high (e odd) half of byte e >> 1.
+Each of these starts at a multiple of 4.  The index list says which channels (ascending), p = -1
+all.  Frozen records hold the initial values of trained channels too.
 
 Arithmetic
 ==========
@@ -152,8 +153,9 @@ EXP_ZERO.
     p0 trained bias, p1 update table, p2 accumulator, p3 key: v[c] = sum over h, w of g;
     update(bias, v)
 37 CONV_WEIGHT_UPDATE (g, x)
-    p0 p1 geometry, p2 trained weight, p3 update table, p4 accumulator, p5 key. x holds the trained
-    channels only; v = sum over pixels of g * (x - zx); update(weight, v)
+    p0 p1 geometry, p2 trained weight, p3 update table, p4 accumulator, p5 key, p8 fractions (in
+    the trained region, -1: none). x holds the trained channels only; v = sum over pixels of g * (x
+    - zx); update(weight, v)
 38 DEPTHWISE_WEIGHT_UPDATE (g, x)
     the same; p6 index list of channels, p7 its length (x then holds just those; with -1, x is the
     layer's whole input); the update table has all the layer's channels in either case
@@ -205,6 +207,9 @@ does not matter.
 
 * Without accumulator: d = (t + (draw(e) >> (32 - F))) >> F; a weight becomes limit(w - d, -127,
   127), a bias limit(b - d, -2**30, 2**30).
+* With fractions (4 bits per weight, unit 2**-4 LSB, 0 at first) and no accumulator: a = fraction +
+  ((t + (draw(e) >> 14)) >> 18); n = (a + 8) >> 4; the weight becomes limit(w - n, -127, 127), its
+  fraction a - (n << 4).  Small steps then add up with a sixteenth of the noise of rounding.
 * With accumulator (int16 per weight, int32 per bias, unit 2**-8 LSB; p_acc is the offset): weights
   a += (t + (draw(e) >> 18)) >> 14 limited to int16, biases a += t limited to [-2**30, 2**30].
   ``apply`` then, per element: n = (a + 128) >> 8; parameter -= n, limited as above; a -= n << 8.

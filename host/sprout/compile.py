@@ -78,12 +78,14 @@ def compile_graph(
     *,
     run_passes: bool = True,
     gradient_bits: int = GRADIENT_BITS,
+    fractions: str = "all",
     input_range: tuple[float, float] | None = None,
 ) -> blob.Blob:
     """Compile a graph; ``plan`` is an UpdatePlan or a text that ``plan.parse`` reads.
 
     ``gradient_bits`` below 14 narrows the gradients that enter a layer (7: what int8 would hold),
-    for measurements.
+    for measurements.  ``fractions`` says which trained weights keep 4 bits below their LSB, half a
+    byte each: ``none``, ``head`` or ``all``.
     """
     if run_passes:
         graph = passes.run(graph)
@@ -93,7 +95,7 @@ def compile_graph(
     if run_passes:
         graph = passes.drop_silent(graph, autodiff.wanting(graph))
     schedule = autodiff.differentiate(graph)
-    result = _Lowering(schedule, gradient_bits).assemble(input_range)
+    result = _Lowering(schedule, gradient_bits, fractions).assemble(input_range)
     result.info["plan"] = str(plan)
     return result
 
@@ -125,10 +127,12 @@ def input_table(graph: Graph, input_range: tuple[float, float] | None = None) ->
 class _Lowering:
     """Gives tensors numbers and addresses, parameters a place, and every operator its row."""
 
-    def __init__(self, schedule: autodiff.Schedule, gradient_bits: int) -> None:
+    def __init__(self, schedule: autodiff.Schedule, gradient_bits: int, fractions: str) -> None:
         self.schedule = schedule
         self.graph = schedule.graph
         self.gradient_bits = gradient_bits
+        last = len(self.graph.convs) - 1
+        self.fractions = {"none": (), "head": (last,), "all": range(last + 1)}[fractions]
         self.ops = [op for op in schedule.ops if op.kind != "reshape"]
         self.n_forward = sum(op.kind != "reshape" for op in schedule.ops[: schedule.n_forward])
         self.constants = bytearray()
@@ -211,6 +215,9 @@ class _Lowering:
                 "channels": None if channels is None else channels.tolist(),
             })  # fmt: skip
             self.initial += data + bytes(-len(data) % 4)
+            if kind == "weight" and conv in self.fractions:
+                self.places[conv, "fraction"] = len(self.initial), -1
+                self.initial += bytes((values.size + 7) // 8 * 4)  # two to a byte
             self.accum_len += (values.size * (4 if kind == "bias" else 2) + 3) // 4 * 4
         return self.places[conv, kind][0]
 
@@ -439,7 +446,6 @@ class _Lowering:
         table = self.update_table(
             1.0 / np.maximum(op.attrs["x_scale"] * scales, 1e-30) ** 2, scales
         )
-        self.scratch = max(self.scratch, 12 * len(scales))
         trained, accum = self.places[op.attrs["conv_index"], "bias"]
         return [trained, table, accum, self.key()]
 
@@ -451,18 +457,16 @@ class _Lowering:
             1 if op.kind.startswith("depthwise") else op.inputs[1].shape[2]
         )
         self.scratch = max(self.scratch, 8 * len(scales) + 4 * row)
-        trained, accum = self.places[op.attrs["conv_index"], "weight"]
-        index = (
-            self.index_list(op.attrs["train_channels"]) if op.kind.startswith("depthwise") else ()
-        )
+        conv = op.attrs["conv_index"]
+        trained, accum = self.places[conv, "weight"]
+        fraction, _ = self.places.get((conv, "fraction"), (-1, -1))
+        index: tuple[int, int] = (-1, 0)
+        if op.kind.startswith("depthwise"):
+            index = self.index_list(op.attrs["train_channels"])
         return [
             *self.geometry(weight.shape[1:3], op.attrs),
-            trained,
-            table,
-            accum,
-            self.key(),
-            *index,
-        ]
+            trained, table, accum, self.key(), *index, fraction,
+        ]  # fmt: skip
 
     depthwise_weight_update = conv_weight_update
 

@@ -42,6 +42,7 @@ WEIGHT_LIMIT = 127
 BIAS_LIMIT = STEP_LIMIT = 1 << 30
 WEIGHT_FRACTION, BIAS_FRACTION = 22, 8  # fractional bits of an update step
 ACCUMULATOR_FRACTION = 8
+KEPT_FRACTION = 4  # bits of a weight below its LSB, where it has them
 
 
 # -------------------------------------------------------------------------------------------------
@@ -559,6 +560,26 @@ def step_weight(w: Array, t: Array, random: Array) -> Array:
     return np.clip(w - round_randomly(t, WEIGHT_FRACTION, random), -WEIGHT_LIMIT, WEIGHT_LIMIT)
 
 
+def step_with_fraction(w: Array, f: Array, t: Array, random: Array) -> tuple[Array, Array]:
+    """Return int8 weights and their fractions (2**-4 LSB) after the steps ``t`` (2**-22 LSB)."""
+    total = f + round_randomly(t, WEIGHT_FRACTION - KEPT_FRACTION, random)
+    whole = (total + 8) >> KEPT_FRACTION
+    return np.clip(w - whole, -WEIGHT_LIMIT, WEIGHT_LIMIT), total - (whole << KEPT_FRACTION)
+
+
+def unpack_fractions(packed: Array, n: int) -> Array:
+    """Return n signed 4-bit numbers as int64; the even ones are the low halves of the bytes."""
+    halves = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:n].astype(np.int64)
+    return (halves ^ 8) - 8
+
+
+def pack_fractions(f: Array) -> Array:
+    """Return the bytes (uint8) that ``unpack_fractions`` reads; an odd end leaves a half of 0."""
+    halves = np.zeros((f.size + 1) // 2 * 2, np.uint8)
+    halves[: f.size] = f.reshape(-1) & 15
+    return halves[0::2] | halves[1::2] << 4
+
+
 def step_bias(b: Array, t: Array, random: Array) -> Array:
     """Return int32 biases after the steps ``t`` (2**-8 LSB)."""
     return np.clip(b - round_randomly(t, BIAS_FRACTION, random), -BIAS_LIMIT, BIAS_LIMIT)
@@ -625,6 +646,7 @@ class _Update(NamedTuple):
     exponent: Array
     accumulator: int
     key: int
+    fraction: int  # -1: none
 
 
 # -------------------------------------------------------------------------------------------------
@@ -798,10 +820,11 @@ class Machine:
         shape: tuple[int, ...]
         if op.kind == "bias_update":
             parameter, table, accumulator, key = p[:4]
-            shape, channels = (row.c,), np.arange(row.c)
+            shape, channels, fraction = (row.c,), np.arange(row.c), -1
         else:
             geo, x = Geometry.unpack(p[0], p[1]), self.blob.tensors[op.t[1]]
             parameter, table, accumulator, key = p[2:6]
+            fraction = p[8]
             if op.kind == "conv_weight_update":
                 shape, channels = (row.c, geo.kh, geo.kw, x.c), np.arange(row.c)
             else:
@@ -809,7 +832,10 @@ class Machine:
                 shape = (len(channels), geo.kh, geo.kw)
         entries = self._table(table, 2 * row.c).reshape(-1, 2)[channels]
         is_bias = op.kind == "bias_update"
-        return _Update(parameter, shape, is_bias, entries[:, 0], entries[:, 1], accumulator, key)
+        mantissa, exponent = entries.T
+        return _Update(
+            parameter, shape, is_bias, mantissa, exponent, accumulator, key, fraction
+        )  # fmt: skip
 
     def _parameter(self, u: _Update) -> Array:
         return self._view(self.trained, u.offset, u.shape, np.int32 if u.is_bias else np.int8)
@@ -833,7 +859,13 @@ class Machine:
         fraction = BIAS_FRACTION if u.is_bias else WEIGHT_FRACTION
         t = update_steps(v, exponent, u.mantissa, u.exponent, self._rate, fraction)
         random = draw(self._seed, self._step, u.key, t.size).reshape(t.shape)
-        if not self.accumulate:
+        if u.fraction >= 0 and not self.accumulate:
+            target = self._parameter(u)
+            packed = self._view(self.trained, u.fraction, ((t.size + 1) // 2,), np.uint8)
+            fractions = unpack_fractions(packed, t.size).reshape(t.shape)
+            new, left = step_with_fraction(target, fractions, t, random)
+            packed[:] = pack_fractions(np.where(self._live(u), left, fractions))
+        elif not self.accumulate:
             target = self._parameter(u)
             new = (step_bias if u.is_bias else step_weight)(target, t, random)
         else:

@@ -6,7 +6,8 @@
 
 #include "kernels.h"
 
-enum { WEIGHT_BITS = 22, BIAS_BITS = 8 }; // fractional bits of a step
+enum { WEIGHT_BITS = 22, BIAS_BITS = 8 };   // fractional bits of a step
+enum { FRACTION_BITS = 4, ACCUM_BITS = 8 }; // of what is kept of it
 enum { BIAS_LIMIT = 1 << 30 };
 
 typedef struct {
@@ -35,27 +36,57 @@ static uint32_t key_of(const exec_t *e, int32_t key) {
     return mix(mix(sample) ^ ((uint32_t)key * 0x85ebca6bu + 1));
 }
 
+// A trained tensor and what is kept beside it; accum and fraction may be NULL.
+typedef struct {
+    int8_t *weight;
+    int16_t *accum;
+    uint8_t *fraction; // two to a byte
+} weights_t;
+
+// Adds d, in units of 2**-FRACTION_BITS LSB, to the fraction of element e; returns whole LSB.
+static int32_t carry(uint8_t *fraction, uint32_t e, int32_t d) {
+    const uint32_t shift = (e & 1) * FRACTION_BITS;
+    uint8_t *pair = fraction + (e >> 1);
+    const int32_t old = (int32_t)((uint32_t)*pair << (32 - FRACTION_BITS - shift));
+    const int32_t sum = (old >> (32 - FRACTION_BITS)) + d;
+    const uint32_t kept = *pair & (0xf0u >> shift);
+    *pair = (uint8_t)(kept | ((uint32_t)sum & 0xfu) << shift);
+    return (sum + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS;
+}
+
 // Elements first to first + n of the trained tensor; v [n] are their gradient sums, then steps.
 static void update_weights(const rule_t *rule, int32_t *restrict v, uint32_t first, uint32_t n,
-                           int8_t *restrict weight, int16_t *restrict accum) {
+                           weights_t to) {
+    int8_t *restrict weight = to.weight + first;
     const int32_t factor = rule->factor, shift = rule->shift;
     const uint32_t key = rule->key;
     for (uint32_t i = 0; i < n; ++i) {
         v[i] = step_of(v[i], factor, shift);
     }
-    for (uint32_t i = 0; i < n && accum; ++i) {
-        const int32_t d = (v[i] + (int32_t)(draw(key, first + i) >> 18)) >> 14;
-        accum[i] = (int16_t)limit32(accum[i] + d, INT16_MIN, INT16_MAX);
+    // What is rounded off depends on what keeps the rest: nothing, a fraction, an accumulator.
+    const int32_t kept = to.accum ? ACCUM_BITS : to.fraction ? FRACTION_BITS : 0;
+    const int32_t bits = WEIGHT_BITS - kept;
+    for (uint32_t i = 0; i < n; ++i) {
+        v[i] = (v[i] + (int32_t)(draw(key, first + i) >> (32 - bits))) >> bits;
     }
-    for (uint32_t i = 0; i < n && !accum; ++i) {
-        const int32_t random = (int32_t)(draw(key, first + i) >> (32 - WEIGHT_BITS));
-        weight[i] = (int8_t)limit32(weight[i] - ((v[i] + random) >> WEIGHT_BITS), -127, 127);
+    if (to.accum) {
+        int16_t *restrict accum = to.accum + first;
+        for (uint32_t i = 0; i < n; ++i) {
+            accum[i] = (int16_t)limit32(accum[i] + v[i], INT16_MIN, INT16_MAX);
+        }
+        return;
+    }
+    for (uint32_t i = 0; i < n && to.fraction; ++i) {
+        v[i] = carry(to.fraction, first + i, v[i]);
+    }
+    for (uint32_t i = 0; i < n; ++i) {
+        weight[i] = (int8_t)limit32(weight[i] - v[i], -127, 127);
     }
 }
 
 static void apply_weights(uint32_t n, int8_t *weight, int16_t *accum) {
     for (uint32_t i = 0; i < n; ++i) {
-        const int32_t whole = (accum[i] + 128) >> 8;
+        const int32_t whole = (accum[i] + 128) >> ACCUM_BITS;
         weight[i] = (int8_t)limit32(weight[i] - whole, -127, 127);
         accum[i] = (int16_t)(accum[i] - whole * 256);
     }
@@ -82,29 +113,23 @@ static void apply_bias(int32_t *bias, int32_t *accum) {
     *accum = add32(*accum, -whole * 256);
 }
 
-// Loads the update table; NULL: there is nothing to do, or something is wrong.
-static const rate_t *load_rates(exec_t *e, const tensor_t *g, const records_t *records,
-                                int32_t **rest) {
-    if (e->mode != MODE_APPLY) {
-        if (e->run->rate_mantissa < 1 || e->run->rate_mantissa > 4095) {
-            sp_fail(e, SPROUT_E_RATE, e->run->rate_mantissa);
-            return NULL;
-        }
-        if (is_zero(g)) {
-            return NULL;
-        }
+// Whether there is anything to update, and with a rate that is one.
+static bool may_update(exec_t *e, const tensor_t *g) {
+    if (e->mode == MODE_APPLY) {
+        return true;
     }
-    void *free_scratch;
-    const rate_t *rates = sp_load_all(e, records, &free_scratch);
-    *rest = free_scratch;
-    return rates;
+    if (e->run->rate_mantissa < 1 || e->run->rate_mantissa > 4095) {
+        sp_fail(e, SPROUT_E_RATE, e->run->rate_mantissa);
+        return false;
+    }
+    return !is_zero(g);
 }
 
-static void sum_pixels(const tensor_t *g, int32_t *restrict sum) {
-    const uint32_t n = (uint32_t)g->c;
-    const int16_t *restrict q = g->data;
+// sum[c] = sum over the pixels of channels first to first + n of g
+static void sum_pixels(const tensor_t *g, uint32_t first, uint32_t n, int32_t *restrict sum) {
+    const int16_t *restrict q = (const int16_t *)g->data + first;
     sp_fill(sum, 0, n * (uint32_t)sizeof(int32_t));
-    for (uint32_t pixel = (uint32_t)(g->h * g->w); pixel--; q += n) {
+    for (uint32_t pixel = (uint32_t)(g->h * g->w); pixel--; q += g->c) {
         for (uint32_t c = 0; c < n; ++c) {
             sum[c] = add32(sum[c], q[c]);
         }
@@ -117,32 +142,36 @@ void sp_bias_update(exec_t *e, const op_t *op) {
     int32_t *bias = sp_bind_trained(e, op, 0, n, sizeof(int32_t));
     const records_t records = sp_bind_records(e, op, 1, n, sizeof(rate_t), 1);
     int32_t *accum = sp_bind_accum(e, op, 2, n, sizeof(int32_t));
-    sp_need_scratch(e, size_mul(n, sizeof(rate_t) + sizeof(int32_t)));
+    sp_need_scratch(e, sizeof(rate_t));
     if (!bias) {
         sp_fail(e, SPROUT_E_PARAMETER, 0);
     }
-    if (sp_stop(e)) {
-        return;
-    }
-    int32_t *sum;
-    const rate_t *rates = load_rates(e, &g, &records, &sum);
-    if (!rates) {
+    if (sp_stop(e) || !may_update(e, &g)) {
         return;
     }
     const bool apply = e->mode == MODE_APPLY;
-    if (!apply) {
-        sum_pixels(&g, sum);
-    }
     const uint32_t key = apply ? 0 : key_of(e, op->p[3]);
-    for (uint32_t c = 0; c < n; ++c) {
-        if (rates[c].mantissa == 0) {
-            continue;
+    for (uint32_t first = 0, count; first < n; first += count) {
+        const void *tile = sp_load(e, &records, first, false, &count);
+        const rate_t *rates = tile;
+        if (!rates) {
+            return;
         }
-        if (apply) {
-            apply_bias(bias + c, accum + c);
-        } else {
-            const rule_t rule = rule_of(e, &g, rates[c], BIAS_BITS, key);
-            update_bias(&rule, sum[c], c, bias + c, accum ? accum + c : NULL);
+        int32_t sum[BLOCK];
+        for (uint32_t i = 0; i < count; ++i) {
+            const uint32_t c = first + i;
+            if (i % BLOCK == 0 && !apply) {
+                sum_pixels(&g, c, umin32(count - i, BLOCK), sum);
+            }
+            if (rates[i].mantissa == 0) {
+                continue;
+            }
+            if (apply) {
+                apply_bias(bias + c, accum + c);
+            } else {
+                const rule_t rule = rule_of(e, &g, rates[i], BIAS_BITS, key);
+                update_bias(&rule, sum[i % BLOCK], c, bias + c, accum ? accum + c : NULL);
+            }
         }
     }
 }
@@ -189,11 +218,14 @@ typedef struct {
 } rows_t;
 
 static void update_rows(exec_t *e, const op_t *op, const tensor_t *g, const tensor_t *x,
-                        const window_t *k, rows_t rows, const records_t *records, int8_t *weight,
-                        int16_t *accum) {
+                        const window_t *k, rows_t rows, const records_t *records, weights_t to) {
     const uint32_t row = (uint32_t)k->taps * rows.n, n_rows = (uint32_t)rows.outputs.n;
-    int32_t *sum;
-    const rate_t *rates = load_rates(e, g, records, &sum);
+    if (!may_update(e, g)) {
+        return;
+    }
+    void *rest;
+    const rate_t *rates = sp_load_all(e, records, &rest);
+    int32_t *sum = rest;
     if (!rates) {
         return;
     }
@@ -201,18 +233,17 @@ static void update_rows(exec_t *e, const op_t *op, const tensor_t *g, const tens
     const uint32_t key = apply ? 0 : key_of(e, op->p[5]);
     for (uint32_t j = 0; j < n_rows; ++j) {
         const uint32_t o = rows.outputs.channel ? rows.outputs.channel[j] : j;
-        int8_t *w = weight + j * row;
-        int16_t *a = accum ? accum + j * row : NULL;
         if (rates[o].mantissa == 0) {
             continue;
         }
+        const uint32_t at = j * row;
         if (apply) {
-            apply_weights(row, w, a);
+            apply_weights(row, to.weight + at, to.accum + at);
         } else {
             const rule_t rule = rule_of(e, g, rates[o], WEIGHT_BITS, key);
             sp_weight_gradient(g, x, k, o, rows.divisor ? divide(j, rows.divisor) : 0, rows.n,
                                sum);
-            update_weights(&rule, sum, j * row, row, w, a);
+            update_weights(&rule, sum, at, row, to);
         }
     }
 }
@@ -224,6 +255,7 @@ void sp_conv_weight_update(exec_t *e, const op_t *op) {
     int8_t *weight = sp_bind_trained(e, op, 2, outputs, row);
     const records_t records = sp_bind_records(e, op, 3, outputs, sizeof(rate_t), 1);
     int16_t *accum = sp_bind_accum(e, op, 4, size_mul(outputs, row), sizeof(int16_t));
+    uint8_t *fraction = sp_bind_trained(e, op, 8, (size_mul(outputs, row) + 1) / 2, 1);
     sp_need_scratch(e,
                     size_add(size_mul(outputs, sizeof(rate_t)), size_mul(row, sizeof(int32_t))));
     if (!weight) {
@@ -231,7 +263,7 @@ void sp_conv_weight_update(exec_t *e, const op_t *op) {
     }
     if (!sp_stop(e)) {
         const rows_t rows = {{NULL, g.c}, (uint32_t)x.c, 0};
-        update_rows(e, op, &g, &x, &k, rows, &records, weight, accum);
+        update_rows(e, op, &g, &x, &k, rows, &records, (weights_t){weight, accum, fraction});
     }
 }
 
@@ -244,6 +276,7 @@ void sp_depthwise_weight_update(exec_t *e, const op_t *op) {
     int8_t *weight = sp_bind_trained(e, op, 2, n, taps);
     const records_t records = sp_bind_records(e, op, 3, outputs, sizeof(rate_t), 1);
     int16_t *accum = sp_bind_accum(e, op, 4, size_mul(n, taps), sizeof(int16_t));
+    uint8_t *fraction = sp_bind_trained(e, op, 8, (size_mul(n, taps) + 1) / 2, 1);
     sp_need_scratch(e,
                     size_add(size_mul(outputs, sizeof(rate_t)), size_mul(taps, sizeof(int32_t))));
     const uint32_t divisor = x.c ? divide(n, (uint32_t)x.c) : 0;
@@ -253,6 +286,6 @@ void sp_depthwise_weight_update(exec_t *e, const op_t *op) {
     }
     if (!sp_stop(e)) {
         const rows_t rows = {list, 1, divisor};
-        update_rows(e, op, &g, &x, &k, rows, &records, weight, accum);
+        update_rows(e, op, &g, &x, &k, rows, &records, (weights_t){weight, accum, fraction});
     }
 }
