@@ -46,12 +46,28 @@ def silent_net(dead=(0, 3, 5), constant=-7):
     return graph
 
 
+def rounding_net():
+    """A channel that real arithmetic rounds to its zero point and gemmlowp's two roundings do not:
+    0.26 becomes 0.5 becomes 1."""
+    m = Maker(1)
+    x = picture(4, 4, 3)
+    a = m.conv(x, 8)
+    m.ops[-1].params["weight_scales"][:] = 0.26 * a.scale / x.scale
+    m.ops[-1].params["weight"][0] = 0
+    m.ops[-1].params["bias"][0] = 1
+    b = m.conv(a, 4, relu=False)
+    m.ops[-1].params["weight"][..., 0] = 127
+    window = {"kernel": (4, 4), "stride": (1, 1), "padding": (0, 0, 0, 0)}
+    c = m.op("average_pool", [b], (1, 1, 4), b.scale, b.zero_point, **window)
+    return m.graph(x, m.conv(c, 4, relu=False))
+
+
 def compiled_both_ways(make, plan):
     return [compiler.compile_graph(make(), plan, run_passes=on) for on in (False, True)]
 
 
-@pytest.mark.parametrize("make", [residual_net, everything_net, silent_net])
-@pytest.mark.parametrize("plan", ["none", "last", "b2"])
+@pytest.mark.parametrize("make", [residual_net, everything_net, silent_net, rounding_net])
+@pytest.mark.parametrize("plan", ["none", "last", "b1"])
 def test_outputs_keep_every_byte(make, plan):
     before, after = compiled_both_ways(make, plan)
     assert (outputs(before) == outputs(after)).all()

@@ -17,7 +17,18 @@ import numpy as np
 from . import autodiff, blob, frontends, memory, passes
 from . import plan as plans
 from .frontends.head import replace_head
-from .graph import BITS, INT8, INT16, Graph, Op, SproutError, Tensor, macs, quantize_multiplier
+from .graph import (
+    BITS,
+    INT8,
+    INT16,
+    Graph,
+    Op,
+    SproutError,
+    Tensor,
+    add_multipliers,
+    macs,
+    quantize_multiplier,
+)
 
 DEAD_SCALE = 1e-6
 """Output channels with a smaller weight scale are frozen: their quantisation-aware step,
@@ -32,6 +43,9 @@ MAX_DEPTHWISE_TAPS = 768
 MAX_CLASSES = 1024
 """Outputs of the logits tensor that the core's cross entropy has room for."""
 
+MOST_P0 = (1 << 23) - 1
+"""Largest p0 of CROSS_ENTROPY: 255 of them fit an int32."""
+
 DEFAULT_SCRATCH = 4096
 """Least bytes of scratch a blob asks for: frozen weights stream through it, and smaller tiles cost
 more reads."""
@@ -44,12 +58,14 @@ def compile_model(
     max_classes: int | None = None,
     seed: int = 0,
     input_range: tuple[float, float] | None = None,
+    fractions: str = "all",
 ) -> blob.Blob:
     """Compile a model file.
 
     ``classes`` replaces the head by a fresh one for these names with room for ``max_classes``;
     without it the model keeps its own.  ``input_range`` gives the real values of pixel 0 and 255
-    where the rule of ``input_table`` is wrong. Raises SproutError.
+    where the rule of ``input_table`` is wrong; ``fractions`` is as in ``compile_graph``.  Raises
+    SproutError.
     """
     graph = frontends.load(path)
     if classes:
@@ -69,7 +85,7 @@ def compile_model(
         raise SproutError(
             "max-classes: it needs --classes, because only a fresh head has room for more classes."
         )
-    return compile_graph(graph, plan, input_range=input_range)
+    return compile_graph(graph, plan, fractions=fractions, input_range=input_range)
 
 
 def compile_graph(
@@ -292,15 +308,8 @@ class _Lowering:
     depthwise = conv
 
     def add(self, op: Op) -> list[int]:
-        """ADD with TFLite's scaling: both sides relative to twice the larger scale, 20 bits up."""
-        a, b, y = *op.inputs, op.outputs[0]
-        twice = 2 * max(a.scale, b.scale)
-        pairs = (a.scale / twice, b.scale / twice, twice / ((1 << 20) * y.scale))
-        return [
-            *(v for real in pairs for v in quantize_multiplier(real)),
-            op.attrs["act_min"],
-            op.attrs["act_max"],
-        ]
+        pairs = add_multipliers(op.inputs[0], op.inputs[1], op.outputs[0])
+        return [*(v for pair in pairs for v in pair), op.attrs["act_min"], op.attrs["act_max"]]
 
     def average_pool(self, op: Op) -> list[int]:
         return [
@@ -346,7 +355,13 @@ class _Lowering:
         m = round(mantissa * (1 << 15))
         if m == 1 << 15:
             m, exponent = m // 2, exponent + 1
-        return [probability_factor(logits.scale), m, exponent - 15]
+        p0 = probability_factor(logits.scale)
+        if not 0 < p0 < MOST_P0:
+            raise SproutError(
+                f"logits {logits.name} have the scale {logits.scale:g}, from which nothing can "
+                "learn; quantise them with a scale from 1e-5 to 88, or compile with --plan none."
+            )
+        return [p0, m, exponent - 15]
 
     def scale_grad(self, op: Op) -> list[int]:
         reals = op.attrs["multipliers"]
@@ -591,14 +606,11 @@ class _Lowering:
 
 
 def probability_factor(scale: float) -> int:
-    """Return p0 of CROSS_ENTROPY: a logit step of ``scale`` as a power of two, Q16."""
-    p0 = round(scale * math.log2(math.e) * (1 << 16))
-    if not 0 < p0 * 255 < 1 << 32:
-        raise SproutError(
-            f"logits have the scale {scale}, which no probability can be computed from; "
-            "quantise them with a scale from 1e-4 to 100."
-        )
-    return p0
+    """Return p0 of CROSS_ENTROPY: a logit step of ``scale`` as a power of two, Q16.
+
+    Where one step leaves nothing of a probability, a larger scale changes no bit of the result.
+    """
+    return min(round(scale * math.log2(math.e) * (1 << 16)), MOST_P0)
 
 
 def _quantisation(t: Tensor) -> dict[str, Any]:

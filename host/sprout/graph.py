@@ -207,3 +207,13 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
     if shift > 30:
         return (1 << 31) - 1, 30
     return q, int(shift)
+
+
+def add_multipliers(a: Tensor, b: Tensor, y: Tensor) -> list[tuple[int, int]]:
+    """Return (multiplier, shift) of both sides of an ADD and of their sum, as TFLite scales it.
+
+    Both sides are taken relative to twice the larger scale, 20 bits up (add.cc).
+    """
+    twice = 2 * max(a.scale, b.scale)
+    reals = (a.scale / twice, b.scale / twice, twice / ((1 << 20) * y.scale))
+    return [quantize_multiplier(real) for real in reals]

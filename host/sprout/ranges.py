@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .graph import Graph, Op, Tensor
+from .graph import Graph, Op, Tensor, add_multipliers, quantize_multiplier
+from .reference import mbqm, once
 
-Range = tuple[np.ndarray, np.ndarray]  # least and greatest integer value, float64 [c]
+Range = tuple[np.ndarray, np.ndarray]  # least and greatest integer value, int64 [c]
 
 
 def silent_channels(graph: Graph) -> dict[int, np.ndarray]:
@@ -44,26 +45,29 @@ def bounds(graph: Graph) -> dict[int, Range]:
 
 
 def _everything(t: Tensor) -> Range:
-    return np.full(t.shape[2], -128.0), np.full(t.shape[2], 127.0)
+    return np.full(t.shape[2], -128), np.full(t.shape[2], 127)
 
 
 def _before_clamp(op: Op, ranges: dict[int, Range]) -> Range:
-    """Bounds of an operator's rounded result before its limits, per channel."""
+    """Bounds of an operator's result before its limits, per channel.
+
+    Rounding never turns an order around, so the bounds are the results at the ends, by the very
+    arithmetic of the operator.
+    """
     x, y = op.inputs[0], op.outputs[0]
     low, high = ranges[id(x)]
     if op.kind in ("conv", "depthwise"):
         return _convolved(op, low - x.zero_point, high - x.zero_point)
     if op.kind == "add":
-        other = op.inputs[1]
-        low2, high2 = ranges[id(other)]
-        ends = [
-            (a - x.zero_point) * x.scale + (b - other.zero_point) * other.scale
-            for a, b in ((low, low2), (high, high2))
-        ]
-        return _rounded(ends[0] / y.scale, ends[1] / y.scale, y)
-    if op.kind in ("mean", "requantize"):
-        m = x.scale / y.scale
-        return _rounded((low - x.zero_point) * m, (high - x.zero_point) * m, y)
+        return _added(op, ranges)
+    if op.kind == "mean":
+        count = x.elements // y.elements
+        multiplier = np.array([op.attrs["mult"]]), np.array([op.attrs["shift"]])
+        return _requantized(low - x.zero_point, high - x.zero_point, count, multiplier, y)
+    if op.kind == "requantize":
+        pair = quantize_multiplier(x.scale / y.scale)
+        multiplier = np.array(pair[:1]), np.array(pair[1:])
+        return _requantized(low - x.zero_point, high - x.zero_point, 1, multiplier, y)
     if op.kind == "pad":
         value = op.attrs["value"]
         return np.minimum(low, value), np.maximum(high, value)
@@ -75,22 +79,47 @@ def _before_clamp(op: Op, ranges: dict[int, Range]) -> Range:
     return _everything(y)
 
 
+def _added(op: Op, ranges: dict[int, Range]) -> Range:
+    y, pairs = op.outputs[0], add_multipliers(op.inputs[0], op.inputs[1], op.outputs[0])
+    ends = []
+    for end in (0, 1):
+        sides = [
+            mbqm((ranges[id(t)][end] - t.zero_point) << 20, *pair)
+            for t, pair in zip(op.inputs, pairs, strict=False)
+        ]
+        ends.append(mbqm(sides[0] + sides[1], *pairs[2]) + y.zero_point)
+    return ends[0], ends[1]
+
+
 def _convolved(op: Op, low: np.ndarray, high: np.ndarray) -> Range:
     """Bounds of a convolution of centred inputs; a padded tap reads 0."""
     x, y = op.inputs[0], op.outputs[0]
-    weight = op.params["weight"].astype(np.float64)
+    weight = op.params["weight"].astype(np.int64)
     if max(op.attrs["padding"]) > 0:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
     if op.kind == "depthwise":
         multiplier = y.shape[2] // x.shape[2]
         low, high = (np.repeat(v, multiplier)[:, None, None] for v in (low, high))
     axes = tuple(range(1, weight.ndim))
-    least = np.minimum(weight * low, weight * high).sum(axes)
-    most = np.maximum(weight * low, weight * high).sum(axes)
-    m = x.scale * op.params["weight_scales"] / y.scale
-    bias = op.params["bias"].astype(np.float64)
-    return _rounded((bias + least) * m, (bias + most) * m, y)
+    bias = op.params["bias"].astype(np.int64)
+    least = bias + np.minimum(weight * low, weight * high).sum(axes)
+    most = bias + np.maximum(weight * low, weight * high).sum(axes)
+    reals = x.scale * op.params["weight_scales"].astype(np.float64) / y.scale
+    pairs = np.array([quantize_multiplier(float(real)) for real in reals])
+    return _requantized(least, most, 1, (pairs[:, 0], pairs[:, 1]), y, op.attrs.get("rounding"))
 
 
-def _rounded(low: np.ndarray, high: np.ndarray, y: Tensor) -> Range:
-    return np.floor(low + 0.5) + y.zero_point, np.floor(high + 0.5) + y.zero_point
+def _requantized(
+    low: np.ndarray,
+    high: np.ndarray,
+    times: int,
+    multiplier: tuple[np.ndarray, np.ndarray],
+    y: Tensor,
+    rounding: str | None = None,
+) -> Range:
+    """Bounds of a requantised sum; unbounded where int32 could wrap on the way."""
+    scale = once if rounding == "single" else mbqm
+    ends = [scale(v * times, *multiplier) + y.zero_point for v in (low, high)]
+    reach = np.maximum(np.abs(low), np.abs(high)) * times << np.clip(multiplier[1], 0, 30)
+    wraps = reach >= 1 << 31
+    return np.where(wraps, -(1 << 31), ends[0]), np.where(wraps, 1 << 31, ends[1])
