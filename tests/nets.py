@@ -77,7 +77,7 @@ def everything_net(seed=0):
     b = m.conv(a, 6, 3, 1, padding=0)
     c = m.op(
         "max_pool", [b], (6, 5, 6), b.scale, b.zero_point,
-        kernel=(3, 2), stride=(2, 2), padding=(1, 0, 1, 1),
+        kernel=(3, 2), stride=(2, 2), padding=(1, 0, 1, 1), act_min=-120, act_max=90,
     )  # fmt: skip
     d = m.conv(c, 12, 5, 1, depthwise=True)
     e = m.conv(d, 6, 3, 1, relu=False)

@@ -111,6 +111,7 @@ class _Reverse:
         return ops
 
     def gradient(self, of: Tensor, alias: Tensor | None = None) -> Tensor:
+        """A new gradient tensor for ``of``; as an alias it shares another's bytes and exponent."""
         g = Tensor(f"d {of.name}", of.shape, INT16, alias=alias)
         if alias is None:
             self.gradients.append(g)
@@ -119,20 +120,22 @@ class _Reverse:
     def emit(
         self, kind: str, inputs: list[Tensor], outputs: list[Tensor], op: Op, **attrs: object
     ) -> None:
-        params = (
-            op.params if "update" in kind or "input_grad" in kind or kind == "scale_grad" else {}
-        )
-        self.ops.append(Op(kind, inputs, outputs, attrs, params, op.name))
+        """Append a backward operator that belongs to the forward operator ``op``."""
+        self.ops.append(Op(kind, inputs, outputs, attrs, op.params, op.name))
 
-    def give(self, x: Tensor, make: object, op: Op) -> None:
-        """Add to x's gradient the one that ``make(dx)`` emits into dx."""
-        dx = self.gradient(x)
-        make(dx)  # type: ignore[operator]
+    def contribute(self, x: Tensor, dx: Tensor, op: Op) -> None:
+        """Add ``dx``, which some operator has just written, to the gradient of ``x``."""
         if id(x) in self.grads:
             total = self.grads[id(x)]
             self.emit("add_grads", [total, dx], [total], op)
         else:
             self.grads[id(x)] = dx
+
+    def pass_on(self, kind: str, inputs: list[Tensor], op: Op, x: Tensor, **attrs: object) -> None:
+        """Emit the operator that computes the gradient of ``x`` from ``inputs``, and add it up."""
+        dx = self.gradient(x)
+        self.emit(kind, inputs, [dx], op, **attrs)
+        self.contribute(x, dx, op)
 
     def backward(self) -> list[Op]:
         logits = self.graph.logits
@@ -166,110 +169,70 @@ class _Reverse:
         """dL/dacc in place of dL/dy; then the input gradient, then the updates that change what it
         read."""
         x, y = op.inputs[0], op.outputs[0]
+        channels = op.attrs["train_channels"]
         geometry = {k: op.attrs[k] for k in ("stride", "padding", "conv_index")}
-        scales = x.scale * op.params["weight_scales"] / y.scale
         self.emit(
-            "scale_grad", self._masked(op, g), [g], op, multipliers=scales,
-            conv=op, input_grad=id(x) in self.wanted,
-        )  # fmt: skip
+            "scale_grad",
+            self._masked(op, g),
+            [g],
+            op,
+            multipliers=x.scale * op.params["weight_scales"] / y.scale,
+            conv=op,
+            input_grad=id(x) in self.wanted,
+        )
         if op.attrs["train_bias"]:
             self.emit("bias_update", [g], [], op, **geometry, x_scale=x.scale)
         if id(x) in self.wanted:
-            self.give(
-                x,
-                lambda dx: self.emit(
-                    f"{op.kind}_input_grad", [g], [dx], op, **geometry, macs=macs(op),
-                    train_weight=op.attrs["train_weight"],
-                    train_channels=op.attrs["train_channels"],
-                ),
-                op,
-            )  # fmt: skip
+            trained = {k: op.attrs[k] for k in ("train_weight", "train_channels")}
+            kind = f"{op.kind}_input_grad"
+            self.pass_on(kind, [g], op, x, **geometry, **trained, macs=macs(op))
         if op.attrs["train_weight"]:
-            channels = op.attrs["train_channels"]
             total = op.params["weight"].shape[0 if op.kind == "depthwise" else 3]
             part = total if channels is None else len(channels)
-            self.emit(
-                f"{op.kind}_weight_update", [g, self.saved[id(op)]], [], op, **geometry,
-                train_channels=channels, macs=macs(op) * part // total,
-            )  # fmt: skip
+            kind, inputs = f"{op.kind}_weight_update", [g, self.saved[id(op)]]
+            count = macs(op) * part // total
+            self.emit(kind, inputs, [], op, **geometry, train_channels=channels, macs=count)
 
     _depthwise = _conv
 
     def _add(self, op: Op, g: Tensor) -> None:
+        """Each side's share; the last one is written over the gradient of the sum."""
         y = op.outputs[0]
-        takers = [x for x in op.inputs if id(x) in self.wanted]
-        for x in takers[:-1]:
+        *others, last = [x for x in op.inputs if id(x) in self.wanted]
+        for x in others:
             m = np.array([x.scale / y.scale])
-            self.give(
-                x,
-                lambda dx, m=m: self.emit(
-                    "scale_grad", self._masked(op, g), [dx], op, multipliers=m
-                ),
-                op,
-            )
-        x = takers[-1]
-        self.emit(
-            "scale_grad", self._masked(op, g), [g], op, multipliers=np.array([x.scale / y.scale])
-        )
-        if id(x) in self.grads:
-            total = self.grads[id(x)]
-            self.emit("add_grads", [total, g], [total], op)
-        else:
-            self.grads[id(x)] = g
+            self.pass_on("scale_grad", self._masked(op, g), op, x, multipliers=m)
+        m = np.array([last.scale / y.scale])
+        self.emit("scale_grad", self._masked(op, g), [g], op, multipliers=m)
+        self.contribute(last, g, op)
 
     def _requantize(self, op: Op, g: Tensor) -> None:
-        m = np.array([op.inputs[0].scale / op.outputs[0].scale])
-        self.give(
-            op.inputs[0],
-            lambda dx: self.emit("scale_grad", self._masked(op, g), [dx], op, multipliers=m),
-            op,
-        )
+        x = op.inputs[0]
+        m = np.array([x.scale / op.outputs[0].scale])
+        self.pass_on("scale_grad", self._masked(op, g), op, x, multipliers=m)
 
     def _mean(self, op: Op, g: Tensor) -> None:
-        x = op.inputs[0]
-        m = x.scale / op.outputs[0].scale / (x.elements // op.outputs[0].elements)
-        self.give(
-            x, lambda dx: self.emit("mean_grad", self._masked(op, g), [dx], op, multiplier=m), op
-        )
+        x, y = op.inputs[0], op.outputs[0]
+        m = x.scale / y.scale / (x.elements // y.elements)
+        self.pass_on("mean_grad", self._masked(op, g), op, x, multiplier=m)
 
     def _average_pool(self, op: Op, g: Tensor) -> None:
-        self.give(
-            op.inputs[0],
-            lambda dx: self.emit(
-                "average_pool_grad", self._masked(op, g), [dx], op, **_window(op)
-            ),
-            op,
-        )
+        self.pass_on("average_pool_grad", self._masked(op, g), op, op.inputs[0], **_window(op))
 
     def _max_pool(self, op: Op, g: Tensor) -> None:
         if (op.attrs["act_min"], op.attrs["act_max"]) != (-128, 127):
             raise SproutError(
-                f"max pool {op.outputs[0].name} has a fused activation, which has no gradient "
-                "here; choose a plan whose layers all come after it."
+                f"max pool {op.outputs[0].name} has a fused activation, which the pass "
+                "split_activation takes out; run the passes."
             )
-        self.give(
-            op.inputs[0],
-            lambda dx: self.emit(
-                "max_pool_grad", [g, self.masks[id(op)]], [dx], op, **_window(op)
-            ),
-            op,
-        )
+        self.pass_on("max_pool_grad", [g, self.masks[id(op)]], op, op.inputs[0], **_window(op))
 
     def _pad(self, op: Op, g: Tensor) -> None:
-        self.give(
-            op.inputs[0],
-            lambda dx: self.emit("pad_grad", [g], [dx], op, padding=op.attrs["padding"]),
-            op,
-        )
+        self.pass_on("pad_grad", [g], op, op.inputs[0], padding=op.attrs["padding"])
 
     def _reshape(self, op: Op, g: Tensor) -> None:
         x = op.inputs[0]
-        view = self.gradient(x, alias=g)
-        if id(x) in self.grads:
-            total = self.grads[id(x)]
-            self.emit("add_grads", [total, view], [total], op)
-        else:
-            self.grads[id(x)] = view
+        self.contribute(x, self.gradient(x, alias=g), op)
 
 
 def _window(op: Op) -> dict[str, object]:

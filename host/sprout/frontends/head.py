@@ -60,6 +60,7 @@ def replace_head(
     scale = WEIGHT_REACH * bound / 127
     # RandomState's streams are frozen by numpy, so a seed means the same weights for ever.
     real = np.random.RandomState(seed).uniform(-bound, bound, size=(outputs, *taps))
+    real[len(names) :] = 0  # a class that is added later starts with no opinion
     logits = Tensor("logits", (1, 1, outputs), scale=LOGITS_SCALE)
     new = Op("conv", [x], [logits], {**old.attrs, "act_min": -128, "act_max": 127}, name="logits")
     new.attrs.pop("rounding", None)

@@ -9,10 +9,11 @@ from ..graph import Graph
 from .fuse import fold_padding
 from .prune import drop_dead
 from .silence import drop_silent
+from .split import split_activation
 
 __all__ = ["drop_silent", "run"]
 
-PASSES = (drop_dead, fold_padding)
+PASSES = (drop_dead, fold_padding, split_activation)
 
 
 def run(graph: Graph) -> Graph:
