@@ -26,7 +26,7 @@ offset  type     meaning
 80      u32 x 2  info section: JSON for the host (layer names, the plan, memory by part)
 88      u32      arena length in bytes
 92      u32      trained length in bytes
-96      u32      accumulator length in bytes (batch accumulation and residual mode only)
+96      u32      accumulator length in bytes (batch accumulation only)
 100     u32      scratch length in bytes, the least that every operator works with
 104     u16      number of tensors
 106     u16      number of operators
@@ -271,6 +271,7 @@ EXP2_POLY = (1073741824, -744256846, 257890763, -59377501, 9890102, -1017428)
 _HEAD = struct.Struct("<4sHHII32s10I4I10HI")
 _TENSOR = struct.Struct("<IHHHBbHH")
 _OP = struct.Struct("<HH6H12i")
+TENSOR_SIZE, OP_SIZE = _TENSOR.size, _OP.size
 
 
 @dataclass
@@ -338,7 +339,7 @@ class Blob:
     @property
     def tensors_len(self) -> int:
         """Bytes of the tensor table: where ``tail`` starts in the program section."""
-        return len(self.tensors) * _TENSOR.size
+        return len(self.tensors) * TENSOR_SIZE
 
     @property
     def program_len(self) -> int:
@@ -426,14 +427,14 @@ def read(data: bytes, name: str = "blob") -> Blob:
             )
         sections.append(data[offset : offset + count])
     program, constants = sections[:2]
-    tensors_len, ops_len = n_tensors * _TENSOR.size, n_ops * _OP.size
+    tensors_len, ops_len = n_tensors * TENSOR_SIZE, n_ops * OP_SIZE
     if tensors_len > len(program) or ops_len > len(constants):
         raise SproutError(
             f"{name} is damaged, its tables are longer than their section: compile it again."
         )
     tensors = []
     for i in range(n_tensors):
-        offset, h, w, c, dtype, zero, slot, _ = _TENSOR.unpack_from(program, i * _TENSOR.size)
+        offset, h, w, c, dtype, zero, slot, _ = _TENSOR.unpack_from(program, i * TENSOR_SIZE)
         if dtype >= len(DTYPES):
             raise SproutError(
                 f"{name} is damaged, tensor {i} has the unknown type {dtype}: compile it again."
@@ -441,7 +442,7 @@ def read(data: bytes, name: str = "blob") -> Blob:
         tensors.append(BlobTensor(offset, h, w, c, DTYPES[dtype], zero, slot))
     ops = []
     for i in range(n_ops):
-        code, flag, *rest = _OP.unpack_from(constants, i * _OP.size)
+        code, flag, *rest = _OP.unpack_from(constants, i * OP_SIZE)
         if code not in OP_NAMES:
             raise SproutError(
                 f"{name} is damaged, operator {i} has the unknown code {code}: compile it again."
@@ -449,12 +450,39 @@ def read(data: bytes, name: str = "blob") -> Blob:
         ops.append(BlobOp(OP_NAMES[code], flag, list(rest[:6]), list(rest[6:])))
     if lut and not tensors_len <= lut <= len(program) - 256:
         raise SproutError(f"{name} is damaged, its input table is not there: compile it again.")
-    return Blob(
+    result = Blob(
         flags, arena, trained, accum, scratch, n_forward, x, y, logits, exponents, max_classes,
         n_classes, tensors, ops, program[tensors_len:], lut, constants[ops_len:], sections[2],
         _json(sections[3], f"{name} is damaged, its meta section"),
         _json(sections[4], f"{name} is damaged, its info section"),
     )  # fmt: skip
+    wrong = _contradiction(result)
+    if wrong:
+        raise SproutError(f"{name} is damaged, {wrong}: compile it again.")
+    return result
+
+
+def _contradiction(b: Blob) -> str:
+    """What the parts of a blob say that cannot be true together, or nothing.
+
+    The core checks operators when they run; this is what is used from outside them.
+    """
+    if b.n_forward > len(b.ops):
+        return f"{b.n_forward} of its {len(b.ops)} operators are forward ones"
+    if len(b.initial) > b.trained_len:
+        return "its initial parameters are longer than the trained ones"
+    ends = [("input", b.input), ("output", b.output), ("logits", b.logits)]
+    for what, number in ends + [("exponents", b.exponents)] * (b.exponents != NONE):
+        dtype = "int32" if what == "exponents" else "int8"
+        t = b.tensors[number] if number < len(b.tensors) else None
+        if t is None or t.dtype != dtype or t.offset + t.nbytes > b.arena_len:
+            return f"tensor {number} (the {what}) is missing, of a wrong type or outside the arena"
+    if not 0 < b.n_classes <= b.max_classes <= b.tensors[b.logits].nbytes:
+        return f"{b.n_classes} classes of {b.max_classes} do not fit its logits"
+    classes = b.meta.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "its names of classes are none"
+    return ""
 
 
 def _json(data: bytes, what: str) -> dict[str, Any]:

@@ -160,6 +160,7 @@ class _Lowering:
         self.places: dict[
             tuple[int, str], tuple[int, int]
         ] = {}  # (conv, kind) -> trained, accumulator offset
+        self.records: dict[int, int] = {}  # conv -> offset of its forward records
         self.keys = 0
         self.scratch = DEFAULT_SCRATCH
         self.layer_bits: dict[int, int] = {}  # conv -> magnitude bits of the gradient entering it
@@ -215,7 +216,7 @@ class _Lowering:
         if data not in self.index_lists:
             self.index_lists[data] = len(self.tail)
             self.tail += data
-        return len(self.tensors) * 16 + self.index_lists[data], len(channels)
+        return len(self.tensors) * blob.TENSOR_SIZE + self.index_lists[data], len(channels)
 
     def place(self, op: Op, kind: str, values: np.ndarray) -> int:
         """Return the trained offset of a convolution's bias or weight, giving it one at the first
@@ -312,6 +313,7 @@ class _Lowering:
         return [*(v for pair in pairs for v in pair), op.attrs["act_min"], op.attrs["act_max"]]
 
     def average_pool(self, op: Op) -> list[int]:
+        """AVERAGE_POOL and MAX_POOL."""
         return [
             *self.geometry(op.attrs["kernel"], op.attrs),
             op.attrs["act_min"],
@@ -321,10 +323,12 @@ class _Lowering:
     max_pool = average_pool
 
     def mean(self, op: Op) -> list[int]:
+        """MEAN; its front end knows the multiplier."""
         a = op.attrs
         return [a["mult"], a["shift"], a["act_min"], a["act_max"]]
 
     def pad(self, op: Op) -> list[int]:
+        """PAD."""
         return [op.attrs["padding"][0], op.attrs["padding"][1], op.attrs["value"]]
 
     def softmax(self, op: Op) -> list[int]:
@@ -337,13 +341,16 @@ class _Lowering:
         return [mult, shift, -math.floor(31 * (1 << 26) / (1 << shift))]
 
     def gather(self, op: Op) -> list[int]:
+        """GATHER."""
         return list(self.index_list(op.attrs["channels"]))
 
     def requantize(self, op: Op) -> list[int]:
+        """REQUANTIZE."""
         mult, shift = quantize_multiplier(op.inputs[0].scale / op.outputs[0].scale)
         return [mult, shift, op.attrs["act_min"], op.attrs["act_max"]]
 
     def cross_entropy(self, op: Op) -> list[int]:
+        """CROSS_ENTROPY: the logits' scale as a factor for 2**-t and as mantissa and exponent."""
         logits = op.inputs[0]
         if logits.elements > MAX_CLASSES:
             raise SproutError(
@@ -364,6 +371,7 @@ class _Lowering:
         return [p0, m, exponent - 15]
 
     def scale_grad(self, op: Op) -> list[int]:
+        """SCALE_GRAD: a table of the layer's multipliers, or the one of any other operator."""
         reals = op.attrs["multipliers"]
         _, exponent = math.frexp(float(reals.max()))
         q = np.minimum(np.round(reals * 2.0 ** (30 - exponent)), (1 << 30) - 1).astype(np.int64)
@@ -406,38 +414,33 @@ class _Lowering:
         most = 9 if op.kind.startswith("depthwise") else 10
         return max(0, min(most, math.ceil(math.log2(max(norm, 1.0))) + 1) - narrower)
 
+    def trained_part(self, op: Op) -> tuple[int, int, int]:
+        """Trained offset of a layer's weight and the index list of its channels; -1: none."""
+        if not op.attrs["train_weight"]:
+            return -1, -1, 0
+        channels = self.index_list(op.attrs["train_channels"])
+        return self.places[op.attrs["conv_index"], "weight"][0], *channels
+
     def conv_input_grad(self, op: Op) -> list[int]:
-        weight, channels = op.params["weight"], op.attrs["train_channels"]
-        w_at, index = -1, (-1, 0)
-        if op.attrs["train_weight"]:
-            w_at, index = (
-                self.places[op.attrs["conv_index"], "weight"][0],
-                self.index_list(channels),
-            )
+        """CONV_INPUT_GRAD; transposed records are written for what is not trained."""
+        weight = op.params["weight"]
+        trained, *index = self.trained_part(op)
         records = -1
         inputs = weight.shape[3]
         size = blob.transposed_record_size(weight.size // inputs)
         self.scratch = max(self.scratch, size)
-        if w_at < 0 or channels is not None:
+        if trained < 0 or index[0] >= 0:
             table = np.zeros((inputs, size), np.int8)
             table[:, : weight.size // inputs] = weight.transpose(3, 1, 2, 0).reshape(inputs, -1)
             records = self.constant(table.tobytes())
         return [
             *self.geometry(weight.shape[1:3], op.attrs),
-            records,
-            w_at,
-            *index,
-            self.input_grad_shift(op),
-        ]
+            records, trained, *index, self.input_grad_shift(op),
+        ]  # fmt: skip
 
     def depthwise_input_grad(self, op: Op) -> list[int]:
-        weight, channels = op.params["weight"], op.attrs["train_channels"]
-        w_at, index = -1, (-1, 0)
-        if op.attrs["train_weight"]:
-            w_at, index = (
-                self.places[op.attrs["conv_index"], "weight"][0],
-                self.index_list(channels),
-            )
+        """DEPTHWISE_INPUT_GRAD, from the forward records."""
+        weight = op.params["weight"]
         multiplier = op.inputs[0].shape[2] // op.outputs[0].shape[2]
         taps = math.prod(weight.shape[1:3])
         if multiplier > 32 or multiplier * taps > MAX_DEPTHWISE_TAPS:
@@ -448,15 +451,18 @@ class _Lowering:
         self.scratch = max(self.scratch, multiplier * blob.forward_record_size(taps))
         return [
             *self.geometry(weight.shape[1:3], op.attrs),
-            self.records[op.attrs["conv_index"]], w_at, *index,
+            self.records[op.attrs["conv_index"]],
+            *self.trained_part(op),
             self.input_grad_shift(op),
         ]  # fmt: skip
 
     def key(self) -> int:
+        """A number of its own for each update: the stream of its random draws."""
         self.keys += 1
         return self.keys
 
     def bias_update(self, op: Op) -> list[int]:
+        """BIAS_UPDATE, its steps scaled by 1 / (x_scale * weight_scale)**2."""
         scales = op.params["weight_scales"].astype(np.float64)
         table = self.update_table(
             1.0 / np.maximum(op.attrs["x_scale"] * scales, 1e-30) ** 2, scales
@@ -465,6 +471,7 @@ class _Lowering:
         return [trained, table, accum, self.key()]
 
     def conv_weight_update(self, op: Op) -> list[int]:
+        """CONV_WEIGHT_UPDATE and DEPTHWISE_WEIGHT_UPDATE, steps scaled by 1 / weight_scale**2."""
         weight = op.params["weight"]
         scales = op.params["weight_scales"].astype(np.float64)
         table = self.update_table(1.0 / np.maximum(scales, 1e-30) ** 2, scales)
@@ -486,18 +493,22 @@ class _Lowering:
     depthwise_weight_update = conv_weight_update
 
     def add_grads(self, op: Op) -> list[int]:
+        """ADD_GRADS."""
         return []
 
     def average_pool_grad(self, op: Op) -> list[int]:
+        """AVERAGE_POOL_GRAD and MAX_POOL_GRAD."""
         return self.geometry(op.attrs["kernel"], op.attrs)
 
     max_pool_grad = average_pool_grad
 
     def mean_grad(self, op: Op) -> list[int]:
+        """MEAN_GRAD."""
         mantissa, exponent = math.frexp(op.attrs["multiplier"])
         return [exponent - 30, min(round(mantissa * (1 << 30)), (1 << 30) - 1)]
 
     def pad_grad(self, op: Op) -> list[int]:
+        """PAD_GRAD."""
         return [op.attrs["padding"][0], op.attrs["padding"][1]]
 
     # the whole
@@ -510,10 +521,10 @@ class _Lowering:
         return t + [blob.NONE] * (6 - len(t))
 
     def assemble(self, input_range: tuple[float, float] | None) -> blob.Blob:
+        """Lower every operator and put the blob together."""
         spans = self.lifetimes()
         buffers = list(spans.values())
         arena = memory.place(buffers)
-        self.records: dict[int, int] = {}
         rows: list[blob.BlobOp] = []
         for step, op in enumerate(self.ops):
             p = getattr(self, op.kind)(op)
@@ -529,7 +540,7 @@ class _Lowering:
         lut_at = 0
         lut = input_table(self.graph, input_range)
         if lut is not None:
-            lut_at = len(self.tensors) * 16 + len(self.tail)
+            lut_at = len(self.tensors) * blob.TENSOR_SIZE + len(self.tail)
             self.tail += lut.tobytes()
         slots = {id(g): i for i, g in enumerate(self.schedule.gradients)}
         table = [
@@ -598,7 +609,7 @@ class _Lowering:
             },
             "flash": {
                 "program": b.program_len, "constants": len(b.constants),
-                "operators": 64 * len(b.ops),
+                "operators": blob.OP_SIZE * len(b.ops),
                 "initial": len(b.initial),
             },
             "macs": {"forward": forward, "backward": back},
