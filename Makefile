@@ -1,4 +1,5 @@
 # make demo         a pretrained network learns new pictures inside MicroPython (build/demo.png)
+# make setup        .venv, with everything that `make` needs and .venv/bin/sprout
 # make test         lint, then every test
 # make lint         ruff, mypy, clang-format
 # make natmods      the native modules of all boards, into native_modules/prebuilt
@@ -30,7 +31,7 @@ define make_venv
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo >&2 \
 		"$(PYTHON) cannot make virtual environments: install venv and ensurepip" \
 		"(Debian, Ubuntu: apt install python3-venv) and run make again."; exit 1; }
-	@echo "Setting up $(1) (once)"
+	@echo "Setting up $(1) (once; pip fetches some hundred MB and says nothing for minutes)"
 	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check \
 		$(foreach pins,$(2),-r $(pins))
@@ -52,6 +53,10 @@ build: $(VENV)/.stamp
 
 natmods: $(VENV)/.stamp
 	@$(BIN)/python native_modules/build.py prebuilt
+
+natmod-xtensawin: $(VENV)/.stamp
+	@$(BIN)/python tools/xtensa_toolchain.py
+	@$(BIN)/python native_modules/build.py prebuilt --arch xtensawin
 
 demo: build
 	@$(BIN)/python tools/demo.py
@@ -75,5 +80,5 @@ bench-%: build
 	fi
 
 clean:
-	rm -rf build .mypy_cache .pytest_cache .ruff_cache host/sprout.egg-info
+	rm -rf build .hypothesis .mypy_cache .pytest_cache .ruff_cache host/sprout.egg-info
 	find . -name __pycache__ -not -path './$(VENV)*' -prune -exec rm -rf {} +

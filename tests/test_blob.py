@@ -1,12 +1,14 @@
 """The blob: what is written is read back, and nothing damaged is taken."""
 
 import random
+import re
 
 import numpy as np
 import pytest
 from nets import everything_net, residual_net
-from sprout import blob
+from sprout import blob, inspect
 from sprout import compile as compiler
+from sprout.engine import Engine
 from sprout.graph import SproutError
 
 
@@ -65,6 +67,59 @@ def test_a_damaged_file_gets_one_sentence(damage, says):
     with pytest.raises(SproutError, match=says) as e:
         blob.read(damage(data), "net.sprout")
     assert str(e.value).startswith("net.sprout") and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"input": 99}, "tensor 99 (the input) is missing"),
+        ({"output": blob.NONE}, "(the output) is missing"),
+        ({"logits": 999}, "tensor 999 (the logits)"),
+        ({"exponents": 0}, "tensor 0 (the exponents)"),
+        ({"arena_len": 8}, "outside the arena"),
+        ({"trained_len": 4}, "longer than the trained ones"),
+        ({"n_forward": 999}, "999 of its"),
+        ({"n_classes": 5}, "5 classes of 4"),
+        ({"n_classes": 9, "max_classes": 9}, "9 classes of 9"),
+        ({"n_classes": 0}, "0 classes"),
+        ({"meta": {"classes": 3}}, "names of classes"),
+    ],
+)
+def test_a_forged_file_whose_digest_is_right_is_refused(changes, says):
+    made = compiler.compile_graph(residual_net(), "last")
+    for name, value in changes.items():
+        setattr(made, name, value)
+    with pytest.raises(SproutError, match=re.escape(says)):
+        blob.read(made.to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("fractions", "halves"), [("none", 0), ("head", 32 // 2), ("all", 64 // 2 + 32 // 2)]
+)
+def test_fractions_are_kept_where_they_are_asked_for(fractions, halves):
+    made = compiler.compile_graph(residual_net(), "b2,1:1/2", fractions=fractions)
+    assert made.trained_len == 64 + 32 + 16 + 32 + halves
+    assert inspect.fractions(made) == halves
+
+
+@pytest.mark.parametrize(
+    ("scale", "learns"), [(1e-7, False), (1e-4, True), (80, True), (95, False)]
+)
+def test_probabilities_need_a_scale_only_where_the_net_learns(scale, learns):
+    def net():
+        graph = residual_net()
+        graph.logits.scale = scale
+        return graph
+
+    predicts = Engine(compiler.compile_graph(net(), "none").to_bytes())
+    predicts.set_input(np.zeros((8, 8, 3), np.uint8))
+    predicts.forward()
+    assert 0.99 < predicts.probabilities().sum() <= 1.001
+    if learns:
+        Engine(compiler.compile_graph(net(), "last").to_bytes())
+        return
+    with pytest.raises(SproutError, match="from which nothing can learn"):
+        compiler.compile_graph(net(), "last")
 
 
 def test_ten_thousand_mutations_never_raise_anything_else():

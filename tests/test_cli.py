@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sprout import cli
+from sprout import blob as blobs
+from sprout import cli, data, inspect
+from sprout.board import sim
+from sprout.compile import compile_model
 
 LEARN_KEYS = {
     "accuracy_before",
@@ -112,6 +117,21 @@ def test_compile_takes_a_plan_from_json(blob, person_model, folder):
     assert again.read_bytes() == blob.read_bytes()
 
 
+def test_fractions_are_an_option(blob, person_model, folder, capsys):
+    out = folder / "whole.sprout"
+    assert sprout("compile", person_model, "-o", out, "--plan", "last") == 0
+    assert "bits below the weights' LSB" in capsys.readouterr().out
+    with_fractions = out.stat().st_size
+    assert sprout("compile", person_model, "-o", out, "--plan", "last", "--fractions", "none") == 0
+    assert "LSB" not in capsys.readouterr().out
+    assert out.stat().st_size < with_fractions
+
+
+def test_the_full_plan_keeps_its_word(person_model, folder, capsys):
+    assert sprout("compile", person_model, "-o", folder / "full.sprout", "--plan", "full") == 0
+    assert "learns full: weights of" in capsys.readouterr().out
+
+
 def test_inspect_json_adds_up(blob, capsys):
     capsys.readouterr()
     assert sprout("inspect", blob, "--json") == 0
@@ -142,6 +162,31 @@ def test_inspect_shows_layers_and_draws_the_arena(blob, folder, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_pictures_title_stands_clear_of_its_labels(blob):
+    figure = inspect.new_figure(10, 5.5)
+    axes = figure.add_subplot()
+    inspect.draw_arena(blobs.read(blob.read_bytes()), axes, "a title")
+    figure.draw_without_rendering()
+    title = axes.title.get_window_extent()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 3
+    assert not any(title.overlaps(box) for box in boxes)
+
+
+def test_matplotlib_leaves_nothing_at_home(blob, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    subprocess.run(
+        [sys.executable, "-m", "sprout.cli", "inspect", blob, "--png", tmp_path / "arena.png"],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    assert (tmp_path / "arena.png").exists()
+    assert list(home.iterdir()) == []
+
+
 # --- run ----------------------------------------------------------------------------------------
 
 
@@ -168,6 +213,22 @@ def test_run_is_the_same_in_micropython(blob, folder):
         ys.append(np.load(out)["y"])
     assert ys[0].shape == (2, 3)
     assert np.array_equal(*ys)
+
+
+def test_run_writes_the_name_it_is_given(blob, folder):
+    inputs = write_npz(folder / "x.npz", x=np.zeros((1, 96, 96, 3), np.int8))
+    assert sprout("run", blob, "--input", inputs, "--output", folder / "plain") == 0
+    assert np.load(folder / "plain")["y"].shape == (1, 3)
+    assert not (folder / "plain.npz").exists()
+
+
+def test_huge_floats_are_clipped_without_a_warning(shared, folder, recwarn):
+    model = shared / "models" / "tflm_hello_world_int8.tflite"
+    blob = compile_model(model)
+    blob.flags |= blobs.FLAG_INPUT_FLOAT
+    file = write_npz(folder / "huge.npz", x=np.array([[1e38], [-1e38]], np.float32))
+    assert data.load_inputs(file, blob).ravel().tolist() == [127, -128]
+    assert not recwarn.list
 
 
 # --- learn --------------------------------------------------------------------------------------
@@ -199,6 +260,7 @@ def test_learn_writes_every_key(results, on):
     assert [point[0] for point in result["curve"]] == list(range(1, 21))
     assert all(loss >= 0 and 0 <= right <= 1 for _, loss, right in result["curve"])
     assert len(result["digest"]) == 64
+    assert result["native_bytes"] == sim.native_bytes("pico")
     if on == "host":
         assert result["heap_limit"] is None
         assert result["heap_peak"] is None
@@ -287,6 +349,8 @@ def test_learn_refuses(blob, pictures, person_model, folder, capsys):
     files = ("--train", pictures, "--test", pictures)
     assert "ask for fewer" in complaint(capsys, "learn", blob, *files, "--samples", 99)
     assert "rate" in complaint(capsys, "learn", blob, *files, "--rate", -1)
+    refused = ("learn", blob, *files)
+    assert "no board 'nope'" in complaint(capsys, *refused, "--board", "nope")
     torn = folder / "torn.npz"
     torn.write_bytes(pictures.read_bytes()[:500])
     assert "torn.npz" in complaint(capsys, "learn", blob, "--train", torn, "--test", pictures)
@@ -298,6 +362,71 @@ def test_learn_refuses(blob, pictures, person_model, folder, capsys):
     numbers = write_npz(folder / "numbers.npz", x=x, y=np.arange(12) % 2)
     files = ("--train", numbers, "--test", numbers)
     assert "learns nothing" in complaint(capsys, "learn", fixed, *files)
+
+
+def test_odd_npz_files_are_refused(blob, pictures, folder, capsys):
+    good = np.load(pictures)
+    x, y = good["x"], good["y"]
+    odd = folder / "odd.npz"
+
+    def said() -> str:
+        return complaint(capsys, "learn", blob, "--train", odd, "--test", pictures)
+
+    with odd.open("wb") as file:
+        np.save(file, x)
+    assert "odd.npz holds a single array and must be an npz with x and y" in said()
+    write_npz(odd, y=y)
+    with zipfile.ZipFile(odd, "a") as archive:
+        archive.writestr("x", b"no array")
+    assert "odd.npz has no 'x'; it holds y" in said()
+    cases = {
+        r"label 'caf\xe9' at sample 0": {"y": np.full(12, b"caf\xe9")},
+        "label 18446744073709551615 at sample 0": {"y": np.full(12, 2**64 - 1, np.uint64)},
+        "'classes' has the shape []": {"y": np.arange(12) % 2, "classes": np.array("person")},
+        "'classes' is int64": {"y": np.arange(12) % 2, "classes": np.array([0, 1])},
+    }
+    for sentence, arrays in cases.items():
+        write_npz(odd, x=x, **arrays)
+        assert sentence in said()
+
+
+def test_names_may_be_bytes(blob, pictures):
+    good = np.load(pictures)
+    file = write_npz(pictures.with_name("bytes.npz"), x=good["x"], y=good["y"].astype("S"))
+    parsed = blobs.read(blob.read_bytes())
+    assert (data.load_samples(file, parsed).y == data.load_samples(pictures, parsed).y).all()
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(
+    blob, pictures, person_model, folder, capsys, monkeypatch
+):
+    monkeypatch.setattr("sprout.learning.learn", None)
+    monkeypatch.setattr("sprout.inference.run", None)
+    learn = ("learn", blob, "--train", pictures, "--test", pictures)
+    nowhere = folder / "no" / "where"
+    for command in (
+        (*learn, "--json"),
+        (*learn, "--save"),
+        ("run", blob, "--input", pictures, "--output"),
+        ("inspect", blob, "--png"),
+        ("compile", person_model, "-o"),
+    ):
+        assert f"no folder {nowhere.parent}" in complaint(capsys, *command, nowhere)
+        assert f"{folder} is a folder" in complaint(capsys, *command, folder)
+    full = complaint(capsys, "compile", person_model, "-o", "/dev/full")
+    assert full.startswith("sprout: /dev/full cannot be written (No space left on device): make ")
+    assert "is a folder" in complaint(capsys, "compile", folder)
+    assert "is a folder" in complaint(capsys, "inspect", folder)
+
+
+def test_errors_of_the_board_name_the_users_file(blob, pictures, folder, capsys):
+    options = ("--train", pictures, "--test", pictures, "--on", "micropython", "--heap", 130_000)
+    said = complaint(capsys, "learn", blob, *options)
+    assert said.startswith("sprout: person.sprout needs ")
+    assert "give it a larger --heap, or compile it with a smaller plan" in said
+    plain = folder / "train.bin"
+    plain.write_bytes(blob.read_bytes())
+    assert "train.bin.sprout needs" in complaint(capsys, "learn", plain, *options)
 
 
 def test_a_heap_too_small_says_how_many_bytes_are_missing(blob, pictures, capsys):
@@ -326,6 +455,7 @@ def test_run_refuses(blob, folder, capsys):
         ("learn", "x.sprout"),
         ("compile", "x.tflite", "--input-range", "3"),
         ("run", "x.sprout", "--input", "a", "--output", "b", "--on", "moon"),
+        ("run", "x.sprout", "--input", "a", "--output", "b", "--heap", "0"),
     ],
 )
 def test_a_command_line_that_cannot_be_read_exits_with_2(args, capsys):

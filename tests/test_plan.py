@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from nets import residual_net
+from nets import Maker, picture, residual_net
 from sprout import plan as plans
 from sprout.graph import SproutError
 
@@ -43,6 +43,10 @@ def test_json_form(tmp_path):
         ("bottom", "bottom"),
         ("", "empty"),
         ("nowhere.json", "nowhere.json"),
+        ("b²", "b²"),
+        ("²:1/2", "²:1/2"),
+        ("2:1/4,2:1/2", "layer 2 is there twice"),
+        ("b2,b3", "number of biases is there twice"),
     ],
 )
 def test_a_wrong_plan_is_refused_by_name(text, names):
@@ -51,13 +55,43 @@ def test_a_wrong_plan_is_refused_by_name(text, names):
 
 
 @pytest.mark.parametrize(
-    "body", ["[", "[]", '{"bias": 1}', '{"biases": -1}', '{"weights": {"a": 1}}']
+    "body",
+    [
+        "[",
+        "[]",
+        "[" * 100_000,
+        '{"bias": 1}',
+        '{"biases": -1}',
+        '{"biases": true}',
+        '{"weights": {"a": 1}}',
+        '{"weights": {"²": 1}}',
+    ],
 )
 def test_a_wrong_json_plan_is_refused(tmp_path, body):
     file = tmp_path / "plan.json"
     file.write_text(body)
-    with pytest.raises(SproutError, match="plan.json"):
+    with pytest.raises(SproutError, match="plan.json") as e:
         plans.parse(str(file), 5)
+    assert "\n" not in str(e.value)
+
+
+def test_everything_is_called_full():
+    assert str(plans.parse("full", 42)) == "full"
+    assert str(plans.parse("b3,0:1,1", 3)) == "full"
+    assert str(plans.parse("b2,0,1", 3)) == "b2,0:1,1:1"
+    assert str(plans.parse("b3,0:1/2,1", 3)) == "b3,0:1/2,1:1"
+
+
+@pytest.mark.parametrize("plan", ["last", "full", "none"])
+def test_a_network_without_a_layer_that_can_learn(plan):
+    m = Maker()
+    x = picture(1, 1, 4)
+    graph = m.graph(x, m.op("requantize", [x], (1, 1, 4), 0.05, 0))
+    if plan == "none":
+        plans.apply(plans.parse(plan, 0), graph)
+        return
+    with pytest.raises(SproutError, match="nothing in it can learn; compile it with --plan none"):
+        plans.apply(plans.parse(plan, 0), graph)
 
 
 def test_a_fraction_selects_the_channels_with_the_largest_norm():

@@ -20,11 +20,9 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -38,6 +36,9 @@ from sprout.compile import compile_graph  # noqa: E402
 from sprout.data import Samples  # noqa: E402
 from sprout.engine import Engine  # noqa: E402
 from sprout.progress import Reporter  # noqa: E402
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MODEL = ROOT / "models" / "person.tflite"
 BUILD = ROOT / "build"
@@ -94,13 +95,6 @@ def judge(blob: Path, trained: bytes | None, samples: Samples) -> np.ndarray:
     if trained is not None:
         engine.trained[:] = np.frombuffer(trained, np.uint8)
     return np.array([learning.classify(engine, frame) for frame, _ in samples])
-
-
-def checkpoint_parameters(path: Path) -> bytes:
-    """The trained parameters in a checkpoint of the board (device/sprout/checkpoint.py)."""
-    data = path.read_bytes()
-    start = 52 + int.from_bytes(data[6:8], "little")
-    return data[start : start + int.from_bytes(data[16:20], "little")]
 
 
 class LiveCurve(Reporter):
@@ -161,12 +155,12 @@ def draw(
     after: np.ndarray,
 ) -> None:
     """Write the picture: learning curve, memory map, and what it said of some test pictures."""
-    figure = Figure(figsize=(13, 9.4), layout="constrained")
+    figure = inspect.new_figure(13, 9.4)
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     curve_axes, arena_axes = top.subplots(1, 2, width_ratios=(1, 1.3))
     draw_curve(result, curve_axes)
-    inspect.draw_arena(blobs.read(blob.read_bytes()), arena_axes)
-    arena_axes.set_title("the arena over one training step", fontsize=10, pad=16)
+    title = "the arena over one training step"
+    inspect.draw_arena(blobs.read(blob.read_bytes()), arena_axes, title)
 
     bottom.suptitle("pictures of the test half: what it said before → after", fontsize=10)
     for axes, i in zip(bottom.subplots(3, 10).flat, examples(test, before, after), strict=True):
@@ -198,7 +192,7 @@ def draw_curve(result: dict[str, Any], axes: Axes) -> None:
     right.set_ylabel("accuracy (%)")
     lines = [axes.get_lines()[1], *right.get_lines()]
     axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, loc="center right")
-    axes.set_title("learning in MicroPython, one picture at a time", fontsize=10, pad=16)
+    axes.set_title("learning in MicroPython, one picture at a time", fontsize=10, pad=18)
 
 
 def examples(test: Samples, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -249,7 +243,7 @@ def main() -> None:
         results.append(result)
 
     before = judge(path, None, second)
-    after = judge(path, checkpoint_parameters(BUILD / "demo-first.ckpt"), second)
+    after = judge(path, learning.read_checkpoint(BUILD / "demo-first.ckpt"), second)
     assert (after == second.y).mean() == results[0]["accuracy_after"], "host and board differ"
     draw(BUILD / "demo.png", results[0], path, second, before, after)
     (BUILD / "demo.json").write_text(json.dumps({**results[0], "swapped": results[1]}, indent=2))

@@ -1,6 +1,7 @@
 """Reads a blob from memory or from a file; host/sprout/blob.py specifies the format."""
 
 import hashlib
+import json
 import struct
 
 from micropython import const
@@ -10,6 +11,13 @@ from .native import core
 HEADER = const(128)
 _HASHED_FROM = const(48)
 _CHUNK = const(1024)
+
+
+def trouble():
+    """The module that raises errors, which takes RAM only where there is one."""
+    from . import trouble
+
+    return trouble
 
 
 def open_blob(path):
@@ -62,16 +70,25 @@ def read_header(name, source, verify):
     """The header's fields in the order of the specification; with verify, all can be trusted."""
     raw = bytearray(HEADER)
     if not read_at(source, 0, raw) or raw[:4] != b"SPRT":
-        raise ValueError("%s is not a Sprout blob: make one with 'sprout compile'" % name)
+        trouble().not_a_blob(name)
     head = struct.unpack("<4sHHII32s10I4I10HI", raw)
     if head[1] != core.FORMAT or head[2] != HEADER:
-        raise ValueError(
-            "%s is of blob format %d and this package reads %d: compile it again, with the same "
-            "release of sprout" % (name, head[1], core.FORMAT)
-        )
+        trouble().wrong_format(name, head[1], core.FORMAT)
     size = len(source) if isinstance(source, memoryview) else source.seek(0, 2)
     if size != head[3]:
         raise ValueError("%s has %d of its %d bytes: copy it again" % (name, size, head[3]))
     if verify and digest_of(source, _HASHED_FROM, size) != head[5]:
-        raise ValueError("%s is damaged, its SHA-256 does not match: copy it again" % name)
+        trouble().damaged(name, "its SHA-256 does not match")
     return head
+
+
+def read_meta(name, source, head):
+    """(name, names of classes, p0 of the probabilities) from the JSON of the meta section."""
+    try:
+        raw = bytearray(head[13])
+        read_at(source, head[12], raw)
+        meta = json.loads(raw)
+        p0 = meta.get("logits", {}).get("p0", 0)
+        return str(meta.get("name", "net")), list(meta.get("classes", ())), int(p0)
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        trouble().damaged(name, "its meta section cannot be read")

@@ -17,7 +17,7 @@ import struct
 
 from micropython import const
 
-from .blobfile import digest_of, read_at
+from .blobfile import digest_of, read_at, trouble
 
 _HEAD = const("<4sHHIII32s")
 _HEAD_LEN = const(52)
@@ -43,8 +43,7 @@ def write(path, blob, name, classes, step, seed, trained):
         except OSError:
             pass
         size = len(head) + len(text) + len(trained) + 32
-        message = "%s cannot be written (%s): make %d bytes of room"
-        raise OSError(message % (path, e, size)) from None
+        trouble().not_written(path, e, size)
 
 
 def read(path, blob, name, trained):
@@ -56,25 +55,19 @@ def read(path, blob, name, trained):
     with file:
         head = bytearray(_HEAD_LEN)
         if not read_at(file, 0, head) or head[:4] != b"SPCK":
-            raise ValueError("%s is not a checkpoint: give a file that save() wrote" % path)
+            trouble().not_a_checkpoint(path)
         _, version, text_len, step, seed, length, of = struct.unpack(_HEAD, head)
         if version != _VERSION:
-            raise ValueError(
-                "%s is of checkpoint version %d and this package reads %d: use the release that "
-                "wrote it" % (path, version, _VERSION)
-            )
+            trouble().other_version(path, version, _VERSION)
         end = _HEAD_LEN + text_len + length
         sha = bytearray(32)
         whole = file.seek(0, 2) == end + 32 and read_at(file, end, sha)
         if not whole or digest_of(file, 0, end) != sha:
-            raise ValueError("%s is damaged or cut short: restore another one" % path)
+            trouble().damaged_checkpoint(path)
         text = bytearray(text_len)
         read_at(file, _HEAD_LEN, text)
         text = json.loads(text)
         if of != blob or length != len(trained):
-            raise ValueError(
-                "%s belongs to another blob (%s), not to this %s: load that one to restore it"
-                % (path, text["name"], name)
-            )
+            trouble().other_blob(path, text["name"], name)
         read_at(file, _HEAD_LEN + text_len, trained)
     return text["classes"], step, seed

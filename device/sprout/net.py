@@ -2,14 +2,14 @@
 
 import gc
 import hashlib
-import json
 import struct
+import sys
 from array import array
 
 from micropython import const
 
 from . import checkpoint
-from .blobfile import HEADER, open_blob, read_at, read_header
+from .blobfile import HEADER, open_blob, read_at, read_header, read_meta, trouble
 from .native import code_bytes, core
 from .schedule import rate_at, rate_parts
 
@@ -32,26 +32,23 @@ _PREDICT = const(0)
 _LEARN = const(1)
 _CHECK = const(2)
 
-_E_ALIGNMENT = const(-2)
-_E_READ = const(-12)
-
 _CAN_LEARN = const(4)  # flag of the blob
 _INITIAL = const(64)  # where its header says where the initial parameters are
 _ROOM = const(3072)  # bytes that objects need beside the buffers
 _RECENT = const(32)  # samples that the running accuracy looks back on
 
 
-def load(path, *, classes=None, batch=1, residual=False, verify=True, scratch=None):
+def load(path, *, classes=None, batch=1, verify=True, scratch=None):
     """A net from a .sprout file, or from the bytes of one.
 
     classes: names in place of the blob's. batch: samples whose steps are added up and then
-    applied. residual: keep the fractions of steps (2 bytes more a weight). verify: check the
-    file's SHA-256. scratch: bytes of working memory; more than the least means fewer reads.
+    applied (2 bytes more a weight). verify: check the file's SHA-256. scratch: bytes of working
+    memory; more than the least means fewer reads.
     """
-    return Net(path, classes, batch, residual, verify, scratch)
+    return Net(path, classes, batch, verify, scratch)
 
 
-def _buffers(sizes):
+def _buffers(sizes, room):
     """Buffers of these sizes, or None; no trace of them is left on the stack then."""
     buffers = []
     try:
@@ -59,18 +56,36 @@ def _buffers(sizes):
             buffers.append(bytearray(size))
     except MemoryError:
         return None
-    return buffers if gc.mem_free() >= _ROOM else None
+    return buffers if gc.mem_free() >= room else None
 
 
-def _allocate(name, sizes):
-    """Buffers of these sizes. Tries before it counts: the heap of an ESP32 grows on demand."""
+def _allocate(name, sizes, room):
+    """Buffers of these sizes, with bytes of room beside them.
+
+    Tries before it counts: the heap of an ESP32 grows on demand.
+    """
     gc.collect()
-    buffers = _buffers(sizes)
-    if buffers:
-        return buffers
+    buffers = _buffers(sizes, room)
+    if not buffers:
+        _short(name, sizes, room)
+    return buffers
+
+
+def _short(name, sizes, room):
+    """Say how many bytes are missing for buffers of these sizes and room beside them."""
     gc.collect()
-    needs = sum(sizes) + _ROOM
-    missing = max(needs - gc.mem_free(), _ROOM)  # where enough is free, it lies in small pieces
+    free = gc.mem_free()
+    low, high = 0, free  # the buffers have to fit the largest piece that is free
+    while high - low > 32:
+        size = (low + high) >> 1
+        if _buffers((size,), 0):
+            low = size
+        else:
+            high = size
+    needs = sum(sizes) + room
+    missing = max(needs - free, sum(sizes) - low) + 768  # what holes among small objects cost
+    # Of a larger heap, 3 bits a block of 4 words go to the heap itself.
+    missing += missing // (84 if sys.maxsize >> 32 else 42) + 1
     raise MemoryError(
         "%s needs %d bytes of RAM and %d are missing: load it right after a reset, or "
         "compile it with a smaller plan" % (name, needs, missing)
@@ -85,24 +100,12 @@ class Net:
     the last 32 samples that were recognised before they were learned; hit: whether the last was.
     """
 
-    def __init__(self, path, classes, batch, residual, verify, scratch):
+    def __init__(self, path, classes, batch, verify, scratch):
         self._name, source, resident = open_blob(path)
         head = read_header(self._name, source, verify)
         self._can_learn = head[4] & _CAN_LEARN
-        _, self._n_ops, self._n_forward, x, y, logits, _, self.max_classes, n, _, _ = head[20:]
-        gc.collect()  # what stays from here on lies low in the heap, the arena after it
-        meta = bytearray(head[13])
-        read_at(source, head[12], meta)
-        meta = json.loads(meta)
-        self.name = meta.get("name", "net")
-        self._p0 = meta.get("logits", {}).get("p0", 0)
-        rate = meta.get("rate", 0.002)
-        names = classes or meta.get("classes") or map(str, range(n))
-        meta = None
-        self._named = self._checked(list(names))
-        # A ROMFS cannot be written: there, and for bytes, the current folder takes checkpoints.
-        stem = self.name if resident else path[:-7] if path.endswith(".sprout") else path
-        self._checkpoint = stem + ".ckpt"
+        self._n_tensors, self._n_ops, self._n_forward, x, y, logits = head[20:26]
+        self.max_classes, n = head[27:29]
         if batch < 1:
             raise ValueError("batch is %s and must be 1 or more" % batch)
         self.batch = batch
@@ -110,17 +113,29 @@ class Net:
             head[16],
             head[17],
             max(head[19], scratch or 0),
-            head[18] if self._can_learn and (residual or batch > 1) else 0,
+            head[18] if self._can_learn and batch > 1 else 0,
             0 if resident else HEADER + head[7],
         )
-        arena, trained, working, accum, program = _allocate(self._name, self._sizes)
+        # save() writes the names, which are most of the meta section.
+        room = max(_ROOM, 1024 + 4 * self.max_classes + 3 * head[13])
+        gc.collect()  # what stays from here on lies low in the heap, the arena after it
+        try:
+            self.name, names, self._p0 = read_meta(self._name, source, head)
+            self._named = self._checked(list(classes or names or map(str, range(n))))
+        except MemoryError:
+            _short(self._name, self._sizes, room + 64 * self.max_classes + 2 * head[13])
+        # A ROMFS cannot be written: there, and for bytes, the current folder takes checkpoints.
+        stem = self.name if resident else path[:-7] if path.endswith(".sprout") else path
+        self._checkpoint = stem + ".ckpt"
+        names = None
+        arena, trained, working, accum, program = _allocate(self._name, self._sizes, room)
         if resident:
             program = source[: HEADER + head[7]]
         else:
             self._read(source, 0, program)
         self._memory = (source, program, arena, trained, working, accum or None)
         self._args = array("i", [0] * _N_ARGS)
-        self._odds = array("i", [0] * self.max_classes)
+        self._odds = array("i", bytes(4 * self.max_classes))
         code = core.check(self._memory)
         if code:
             self._run(0, self._n_ops, _CHECK)  # says which operator it is
@@ -128,7 +143,9 @@ class Net:
         self.input, self._shape = self._tensor(x)
         self.output, _ = self._tensor(y)
         self._logits, _ = self._tensor(logits)
-        self.rate = rate
+        if self.max_classes > len(self._logits):
+            trouble().damaged(self._name, "it has %d outputs" % len(self._logits))
+        self.rate = 0.002
         self.reset()
 
     def predict(self, x=None, top=1):
@@ -140,7 +157,7 @@ class Net:
         classes, odds = self.classes, self._odds
         code = core.probabilities(self._memory, len(classes), self._p0, odds)
         if code:
-            self._fail(code)
+            self._fail(code, len(classes))
         if top == 1:
             return classes[best], odds[best] / 32768
         order = sorted(range(len(classes)), key=lambda i: -odds[i])
@@ -299,12 +316,9 @@ class Net:
         try:
             code = core.set_input(self._memory, x)
         except TypeError:
-            raise ValueError("a sample is bytes, bytearray or memoryview, not %r" % x) from None
+            code = -1
         if code:
-            raise ValueError(
-                "a sample has %d bytes (%d x %d x %d), not %d"
-                % ((len(self.input),) + self._shape + (len(x),))
-            )
+            trouble().wrong_sample(x, self._shape)
 
     def _feed_labelled(self, x, label):
         """The forward pass of a step."""
@@ -314,10 +328,7 @@ class Net:
         if label in classes:
             label = classes.index(label)
         elif not isinstance(label, int) or not 0 <= label < len(classes):
-            raise ValueError(
-                "%r is no class of %s: give one of %s, or a number from 0, or call add_class()"
-                % (label, self.name, ", ".join(classes))
-            )
+            trouble().wrong_label(label, self.name, classes)
         self._args[_LABEL] = label
         self._feed(x)
         self._run(0, self._n_forward, _LEARN)
@@ -333,20 +344,22 @@ class Net:
 
     def _checked(self, classes):
         if len(classes) > self.max_classes:
-            raise ValueError(
-                "%s has room for %d classes: compile it with a larger --max-classes"
-                % (self._name, self.max_classes)
-            )
+            trouble().wrong_classes(self._name, self.max_classes, None)
         for name in classes:
             if not isinstance(name, str) or classes.count(name) > 1:
-                raise ValueError("%r is no name for a class, or is one twice" % (name,))
+                trouble().wrong_classes(self._name, 0, (name,))
         return classes
 
     def _tensor(self, number):
         """(view of its bytes, shape) of a tensor; the table is the first thing in the program."""
-        row = struct.unpack_from("<IHHH", self._memory[1], HEADER + 16 * number)
-        length = row[1] * row[2] * row[3]
-        return memoryview(self._memory[2])[row[0] : row[0] + length], row[1:]
+        _, program, arena, _, _, _ = self._memory
+        if number >= self._n_tensors:
+            trouble().damaged(self._name, "tensor %d is missing" % number)
+        row = struct.unpack_from("<IHHH", program, HEADER + 16 * number)
+        view = memoryview(arena)[row[0] : row[0] + row[1] * row[2] * row[3]]
+        if len(view) != row[1] * row[2] * row[3]:
+            trouble().damaged(self._name, "tensor %d is outside the arena" % number)
+        return view, row[1:]
 
     def _read(self, source, offset, buffer):
         if not read_at(source, offset, buffer):
@@ -361,14 +374,6 @@ class Net:
         if code:
             self._fail(code)
 
-    def _fail(self, code):
+    def _fail(self, code, n_classes=0):
         args = self._args
-        if code == _E_READ:
-            text = "%s could not be read (error %d): put the file back and load it again"
-            raise OSError(text % (self._name, args[_DETAIL]))
-        if code == _E_ALIGNMENT:
-            raise ValueError("%s begins at an odd address: load it from a file" % self._name)
-        raise ValueError(
-            "%s does not run (error %d, operator %d, detail %d): compile it again"
-            % (self._name, code, args[_ERROR_OP], args[_DETAIL])
-        )
+        trouble().refused(self._name, code, args[_ERROR_OP], args[_DETAIL], n_classes)

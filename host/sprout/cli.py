@@ -7,6 +7,7 @@ be read gives a usage line and 2; nobody but us should meet a traceback.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from . import blob as blobs
 from . import data
+from .board import table as boards
 from .graph import SproutError
 from .progress import Reporter
 
@@ -33,8 +35,54 @@ What learns:
               'sprout inspect' shows the numbers), and the last layer
   FILE.json   the same as {"biases": 20, "weights": {"24": "1/4"}}"""
 
+
+class OutFile(click.Path):
+    """A file to write; that it can be is checked before anything is done for it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        path = Path(value)
+        if path.is_dir():
+            raise SproutError(f"{path} is a folder: give the name of a file to write.")
+        if not path.parent.is_dir():
+            raise SproutError(f"{path} cannot be written, there is no folder {path.parent}.")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise SproutError(f"{path} cannot be written: you have no permission to.")
+        return path
+
+
+def parse_board(context: click.Context, option: click.Parameter, name: str) -> str:
+    """The name of a board we know."""
+    return boards.find(name).name
+
+
 SEED = click.IntRange(0, 2**32 - 1)
-ON = click.Choice(["host", "micropython"])
+IN_FILE = click.Path(path_type=Path)
+on = click.option(
+    "--on",
+    type=click.Choice(["host", "micropython"]),
+    default="host",
+    show_default=True,
+    help="Where it runs; the results are the same to the bit.",
+)
+board = click.option(
+    "--board",
+    metavar="NAME",
+    default="pico",
+    show_default=True,
+    callback=parse_board,
+    help=f"Whose heap MicroPython gets: {', '.join(boards.BOARDS)}.",
+)
+heap = click.option(
+    "--heap",
+    metavar="BYTES",
+    type=click.IntRange(1),
+    help="A heap of so many bytes in place of the board's, native code included.",
+)
 
 
 def parse_range(
@@ -58,21 +106,34 @@ def cli() -> None:
     """Neural networks that go on learning on microcontrollers under MicroPython."""
 
 
-@cli.command("compile")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The blob; MODEL.sprout if not given."
-)
+@cli.command("compile", short_help="Make a blob for the board from a model and a plan.")
+@click.argument("model", type=IN_FILE)
+@click.option("-o", "--output", type=OutFile(), help="The blob; MODEL.sprout here if not given.")
 @click.option("--plan", default="none", help=PLAN_HELP)
 @click.option(
     "--classes", metavar="A,B,...", help="Give the model a fresh head for these classes."
 )
 @click.option(
     "--max-classes",
+    metavar="N",
     type=click.IntRange(1),
-    help="Room in the fresh head, for classes added on the board.",
+    help="Room in the fresh head, for classes added on the board; three more if not given.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the fresh head.")
+@click.option(
+    "--fractions",
+    type=click.Choice(["none", "head", "all"]),
+    default="all",
+    show_default=True,
+    help="Which trained weights keep 4 bits below their LSB, half a byte each.",
+)
+@click.option(
+    "--seed",
+    metavar="N",
+    type=SEED,
+    default=0,
+    show_default=True,
+    help="Of the fresh head's weights.",
+)
 @click.option(
     "--input-range",
     metavar="LOW,HIGH",
@@ -85,6 +146,7 @@ def compile_command(
     plan: str,
     classes: str | None,
     max_classes: int | None,
+    fractions: str,
     seed: int,
     input_range: tuple[float, float] | None,
 ) -> None:
@@ -92,10 +154,7 @@ def compile_command(
     from . import inspect
     from .compile import compile_model
 
-    if not model.is_file():
-        raise SproutError(
-            f"{model} does not exist: give the name of a .tflite or an MCUNet .pkl file."
-        )
+    exists(model, "give the name of a .tflite or an MCUNet .pkl file")
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     blob = compile_model(
         model,
@@ -104,22 +163,21 @@ def compile_command(
         max_classes=max_classes,
         seed=seed,
         input_range=input_range,
+        fractions=fractions,
     )
     raw = blob.to_bytes()
     output = output or Path(model.stem + ".sprout")
-    output.write_bytes(raw)
+    write(output, raw)
     console = _console()
-    console.print(f"{output}: {inspect.classes_text(blob)}", markup=False)
-    console.print(inspect.learns_text(blob), markup=False)
+    console.print(f"{output}: {inspect.classes_text(blob)}", markup=False, soft_wrap=True)
+    console.print(inspect.learns_text(blob), markup=False, soft_wrap=True)
     console.print(inspect.sizes(blob, len(raw)))
 
 
 @cli.command("inspect")
-@click.argument("blob", type=click.Path(path_type=Path))
+@click.argument("blob", type=IN_FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--png", type=click.Path(path_type=Path), help="Draw the arena over time into this file."
-)
+@click.option("--png", type=OutFile(), help="Draw the arena over time into this file.")
 def inspect_command(blob: Path, as_json: bool, png: Path | None) -> None:
     """Show what BLOB holds: layers, what learns, RAM and flash by part."""
     from . import inspect
@@ -130,27 +188,16 @@ def inspect_command(blob: Path, as_json: bool, png: Path | None) -> None:
     else:
         inspect.show(parsed, len(raw), _console())
     if png:
-        inspect.write_png(parsed, png)
+        write(png, inspect.picture(parsed))
 
 
-@cli.command("run")
-@click.argument("blob", type=click.Path(path_type=Path))
-@click.option(
-    "--input",
-    "input_",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="npz with 'x' [N, ...].",
-)
-@click.option(
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="npz to write, with 'y' [N, ...].",
-)
-@click.option("--on", type=ON, default="host", show_default=True, help="Where it runs.")
-@click.option("--board", default="pico", show_default=True, help="Whose heap, on micropython.")
-@click.option("--heap", type=int, help="Heap in bytes instead, on micropython.")
+@cli.command("run", short_help="Predict, in the model's own form.")
+@click.argument("blob", type=IN_FILE)
+@click.option("--input", "input_", required=True, type=IN_FILE, help="npz with 'x' [N, ...].")
+@click.option("--output", required=True, type=OutFile(), help="npz to write, with 'y' [N, ...].")
+@on
+@board
+@heap
 def run_command(
     blob: Path, input_: Path, output: Path, on: str, board: str, heap: int | None
 ) -> None:
@@ -161,50 +208,58 @@ def run_command(
     x = data.load_inputs(input_, parsed)
     with Reporter(_console()) as report:
         y = inference.run(blob, x, on=on, board=board, heap=heap, report=report)
-    np.savez_compressed(output, y=data.to_outputs(y, parsed))
+    npz = io.BytesIO()
+    np.savez_compressed(npz, y=data.to_outputs(y, parsed))
+    write(output, npz.getvalue())
 
 
-@cli.command("learn")
-@click.argument("blob", type=click.Path(path_type=Path))
+@cli.command("learn", short_help="Learn from labelled pictures, as a board does.")
+@click.argument("blob", type=IN_FILE)
 @click.option(
-    "--train",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="npz with 'x' uint8 [N, H, W, C] and 'y'.",
+    "--train", required=True, type=IN_FILE, help="npz with 'x' uint8 [N, H, W, C] and 'y'."
 )
-@click.option(
-    "--test", required=True, type=click.Path(path_type=Path), help="npz, the same, to measure on."
-)
+@click.option("--test", required=True, type=IN_FILE, help="npz, the same, to measure on.")
 @click.option(
     "--samples",
+    metavar="N",
     type=click.IntRange(1),
     help="Learn from this many, drawn at random; all if not given.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Times over.")
 @click.option(
-    "--rate", type=float, help="Learning rate at the start; falls to zero.  [default: 0.002]"
+    "--epochs",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How often each sample is learned from.",
 )
 @click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples per update."
+    "--rate",
+    metavar="R",
+    type=float,
+    help="Learning rate at the start; falls to zero.  [default: 0.002]",
+)
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Samples per update.",
 )
 @click.option(
     "--seed",
+    metavar="N",
     type=SEED,
     default=0,
     show_default=True,
-    help="Order and rounding.",
+    help="Of the order of samples and of the rounding.",
 )
-@click.option("--on", type=ON, default="host", show_default=True, help="Where it learns.")
-@click.option("--board", default="pico", show_default=True, help="Whose heap, on micropython.")
-@click.option("--heap", type=int, help="Heap in bytes instead, on micropython.")
-@click.option(
-    "--json", "json_out", type=click.Path(path_type=Path), help="Write the results here."
-)
-@click.option(
-    "--save",
-    type=click.Path(path_type=Path),
-    help="Write what was learned here, for net.restore().",
-)
+@on
+@board
+@heap
+@click.option("--json", "json_out", type=OutFile(), help="Write the results here.")
+@click.option("--save", type=OutFile(), help="Write what was learned here, for net.restore().")
 def learn_command(
     blob: Path, train: Path, test: Path, json_out: Path | None, **options: Any
 ) -> None:
@@ -218,12 +273,12 @@ def learn_command(
     result = learning.learn(blob, *samples, report=Reporter(console), **options)
     console.print(learning.summary(result))
     if json_out:
-        json_out.write_text(json.dumps(result, indent=2) + "\n")
+        write(json_out, (json.dumps(result, indent=2) + "\n").encode())
 
 
-@cli.command("sim")
-@click.argument("blob", type=click.Path(path_type=Path))
-@click.option("--board", default="pico", show_default=True, help="Whose heap.")
+@cli.command("sim", short_help="Open a simulated board's REPL, BLOB loaded as 'net'.")
+@click.argument("blob", type=IN_FILE)
+@board
 def sim_command(blob: Path, board: str) -> int:
     """Open MicroPython's REPL as a board would show it, with BLOB loaded as 'net'."""
     from .board import sim
@@ -234,12 +289,31 @@ def sim_command(blob: Path, board: str) -> int:
 
 def read_blob(path: Path) -> tuple[bytes, blobs.Blob]:
     """Return a blob file, raw and taken apart."""
-    if not path.is_file():
-        raise SproutError(
-            f"{path} does not exist: make a blob with 'sprout compile MODEL -o {path}'."
-        )
+    exists(path, f"make a blob with 'sprout compile MODEL -o {path}'")
     raw = path.read_bytes()
-    return raw, blobs.read(raw, str(path))
+    blob = blobs.read(raw, str(path))
+    missing = sorted({"name", "classes", "input", "output"} - set(blob.meta))
+    if missing:
+        raise SproutError(f"{path} does not say its {missing[0]}: compile the model again.")
+    return raw, blob
+
+
+def exists(path: Path, hint: str) -> None:
+    """Refuse a file that is not there, with what to do."""
+    if not path.exists() or path.is_dir():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise SproutError(f"{path} {what}: {hint}.")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file of the user's."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise SproutError(
+            f"{path} cannot be written ({error.strerror}): make {len(data)} bytes of room, "
+            "or give another place."
+        ) from None
 
 
 def _console() -> Console:
@@ -263,7 +337,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SproutError, MemoryError) as error:
         print(f"sprout: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"sprout: {error.filename} cannot be used ({error.strerror}).", file=sys.stderr)
+        what = error.filename or "a file"  # a full disk has no name
+        print(f"sprout: {what} cannot be used ({error.strerror or error}).", file=sys.stderr)
     return 1
 
 

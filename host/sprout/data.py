@@ -38,9 +38,9 @@ class Samples:
         """Picture ``i``, uint8, scaled to ``shape``."""
         return fit(self.x[i], self.shape)
 
-    def frames(self) -> Array:
-        """All pictures, uint8 [N, h, w, c], scaled."""
-        return np.stack([self.frame(i) for i in range(len(self))])
+    def frames(self) -> Iterator[Array]:
+        """All pictures, uint8, scaled."""
+        return (self.frame(i) for i in range(len(self)))
 
     def __iter__(self) -> Iterator[tuple[Array, int]]:
         for i in range(len(self)):
@@ -110,7 +110,8 @@ def load_inputs(path: Path, blob: blobs.Blob) -> Array:
     if not np.isfinite(x).all():
         raise SproutError(f"{path}: 'x' holds values that are not finite numbers.")
     about = blob.meta["input"]
-    real = (x.astype(np.float32) / np.float32(about["scale"])).astype(np.float64)
+    with np.errstate(over="ignore"):  # what is out of range is clipped below
+        real = (x.astype(np.float32) / np.float32(about["scale"])).astype(np.float64)
     rounded = np.copysign(np.floor(np.abs(real) + 0.5), real)
     return np.clip(rounded + about["zero_point"], -128, 127).astype(np.int8)
 
@@ -130,23 +131,29 @@ def to_outputs(q: Array, blob: blobs.Blob) -> Array:
 def read_npz(path: Path, wanted: tuple[str, ...]) -> dict[str, Array]:
     """Return all arrays of an npz file; SproutError if one of ``wanted`` is missing."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise SproutError(
-                    f"{path} holds a single array and must be an npz with {' and '.join(wanted)}."
-                )
-            for name in wanted:
-                if name not in file.files:
-                    raise SproutError(
-                        f"{path} has no '{name}'; it holds {', '.join(file.files) or 'nothing'}."
-                    )
-            return {name: file[name] for name in file.files}
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise SproutError(
+                f"{path} holds a single array and must be an npz with {' and '.join(wanted)}."
+            )
+        with file:
+            members = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise SproutError(f"{path} does not exist: give the name of an npz file.") from None
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise SproutError(
-            f"{path} is not a readable npz file of plain arrays ({str(error).splitlines()[0]})."
+            f"{path} is not a readable npz file of plain arrays ({first_line(error)})."
         ) from None
+    arrays = {name: value for name, value in members.items() if isinstance(value, np.ndarray)}
+    for name in wanted:  # a member that is no array comes as bytes
+        if name not in arrays:
+            raise SproutError(f"{path} has no '{name}'; it holds {', '.join(arrays) or 'none'}.")
+    return arrays
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its kind where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def fit(picture: Array, shape: tuple[int, int, int]) -> Array:
@@ -168,15 +175,10 @@ def _labels(path: Path, y: Array, names: Array | None, classes: list[str]) -> Ar
     known = (
         f"the blob's classes are {', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}"
     )
+    own = [] if names is None else _texts(path, "classes", names)
     if y.dtype.kind in "iub":
-        y = y.astype(np.int64)
-        if (
-            names is not None
-            and set(map(str, names)) <= set(classes)
-            and y.min() >= 0
-            and y.max() < len(names)
-        ):
-            y = np.asarray(names, str)[y]
+        if own and set(own) <= set(classes) and y.min() >= 0 and y.max() < len(own):
+            y = np.array(own)[y.astype(np.int64)]
         else:
             wrong = np.flatnonzero((y < 0) | (y >= len(classes)))
             if wrong.size:
@@ -184,12 +186,8 @@ def _labels(path: Path, y: Array, names: Array | None, classes: list[str]) -> Ar
                 raise SproutError(
                     f"{path}: label {y[i]} at sample {i} is not in 0 .. {last}; {known}."
                 )
-            return y
-    if y.dtype.kind not in "US":
-        raise SproutError(
-            f"{path}: 'y' is {y.dtype} and must hold whole numbers or names of classes."
-        )
-    y = y.astype(str)
+            return y.astype(np.int64)
+    y = np.array(_texts(path, "y", y, "whole numbers or "))
     number = {name: i for i, name in enumerate(classes)}
     wrong = np.flatnonzero(~np.isin(y, classes))
     if wrong.size:
@@ -197,6 +195,16 @@ def _labels(path: Path, y: Array, names: Array | None, classes: list[str]) -> Ar
             f"{path}: label '{y[wrong[0]]}' at sample {wrong[0]} is not known; {known}."
         )
     return np.array([number[name] for name in y], np.int64)
+
+
+def _texts(path: Path, key: str, names: Array, else_: str = "") -> list[str]:
+    """Names of classes in an npz file, which may be text or bytes in UTF-8."""
+    if names.dtype.kind not in "US" or names.ndim != 1:
+        what = f"has the shape {list(names.shape)}" if names.ndim != 1 else f"is {names.dtype}"
+        raise SproutError(f"{path}: '{key}' {what} and must hold {else_}names of classes.")
+    if names.dtype.kind == "U":
+        return [str(name) for name in names]
+    return [bytes(name).decode("utf-8", "backslashreplace") for name in names]
 
 
 def _size(shape: tuple[int, ...]) -> str:

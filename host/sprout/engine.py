@@ -17,6 +17,7 @@ from .graph import SproutError
 ROOT = Path(__file__).resolve().parents[2]
 PREDICT, LEARN, CHECK = 0, 1, 2
 NUMPY_TYPES = {"int8": np.int8, "int16": np.int16, "int32": np.int32, "bits": np.uint8}
+MOST_CLASSES = 1024  # of which the core computes probabilities
 ROOMY = 1 << 16  # bytes of scratch that let most layers be worked on in one tile
 
 _READ = ctypes.CFUNCTYPE(
@@ -241,13 +242,13 @@ class Engine:
     def probabilities(self, n_classes: int | None = None) -> np.ndarray:
         """Return the last pass's probabilities of the classes in use, float64 [n_classes]."""
         n = self.blob.n_classes if n_classes is None else n_classes
-        most = self.blob.tensors[self.blob.logits].c
+        most = min(self.blob.tensors[self.blob.logits].c, MOST_CLASSES)
         if not 1 <= n <= most:
             raise SproutError(f"{self.name} has 1 to {most} classes: {n} is out of range.")
         q15 = np.zeros(n, np.int32)
         p0 = next((op.p[0] for op in self.blob.ops if op.kind == "cross_entropy"), None)
         if p0 is None:
-            p0 = self.blob.meta["logits"]["p0"]
+            p0 = self.blob.meta.get("logits", {}).get("p0", 0)
         self._ask(self._library.sprout_probabilities(self._memory, n, p0, q15.ctypes.data))
         return q15 / 32768
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +88,9 @@ def layers(blob: blobs.Blob) -> list[dict[str, Any]]:
 
 def show(blob: blobs.Blob, file_len: int, console: Console) -> None:
     """Print the tables of ``sprout inspect``."""
-    console.print(f"{blob.meta.get('name', 'model')}: {classes_text(blob)}", markup=False)
-    console.print(learns_text(blob))
+    about = f"{blob.meta.get('name', 'model')}: {classes_text(blob)}"
+    for line in (about, learns_text(blob)):
+        console.print(line, markup=False, soft_wrap=True)
     table = Table("#", "layer", "in", "out", "MACs", "learns", box=None, pad_edge=False)
     for column in table.columns[2:5]:
         column.justify = "right"
@@ -110,9 +114,10 @@ def learns_text(blob: blobs.Blob) -> str:
     if info["plan"] == "none":
         return f"learns nothing, it only predicts: {forward:,} MACs"
     kinds = [t["kind"] for t in info["trained"]]
+    weights, biases = _count(kinds.count("weight"), "layer"), kinds.count("bias")
     return (
-        f"learns {info['plan']}: weights of {kinds.count('weight')} layers and biases of "
-        f"{kinds.count('bias')}; {forward:,} MACs forward, {backward:,} backward"
+        f"learns {info['plan']}: weights of {weights} and biases of {biases}; "
+        f"{forward:,} MACs forward, {backward:,} backward"
     )
 
 
@@ -120,6 +125,15 @@ def flash(blob: blobs.Blob, file_len: int) -> dict[str, int]:
     """Flash in bytes by part; their sum, ``total``, is the file."""
     parts = {part: int(size) for part, size in _info(blob)["flash"].items()}
     return {**parts, "meta": file_len - sum(parts.values()), "total": file_len}
+
+
+def fractions(blob: blobs.Blob) -> int:
+    """Bytes of the trained region that hold fractions of weights."""
+    padded = (
+        (math.prod(t["shape"]) * (4 if t["kind"] == "bias" else 1) + 3) // 4 * 4
+        for t in _info(blob)["trained"]
+    )
+    return blob.trained_len - sum(padded)
 
 
 def sizes(blob: blobs.Blob, file_len: int) -> Table:
@@ -131,9 +145,12 @@ def sizes(blob: blobs.Blob, file_len: int) -> Table:
     table.add_row(
         "[bold]RAM[/]", f"[bold]{sum(ram.values()):,}[/]", "code and Python objects come on top"
     )
+    halves = fractions(blob)
     for part, what in RAM_PARTS.items():
         if part == "arena" and memory["lower_bound"]:
             what += f" (largest live set: {memory['lower_bound']:,})"
+        if part == "trained" and halves:
+            what += f" ({halves:,} of them bits below the weights' LSB)"
         table.add_row(f"  {part}", f"{ram[part]:,}", what)
     if blob.accum_len:
         table.add_row(
@@ -150,12 +167,17 @@ def classes_text(blob: blobs.Blob) -> str:
     names = [str(name) for name in blob.meta.get("classes", [])]
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     room = blob.max_classes - len(names)
-    return f"{len(names)} classes ({shown})" + (f", room for {room} more" if room > 0 else "")
+    text = f"{_count(len(names), 'class', 'classes')} ({shown})"
+    return text + (f", room for {room} more" if room > 0 else "")
 
 
 def shape_text(shape: list[int]) -> str:
     """[h, w, c] as people write it; a vector as its length."""
     return str(shape[2]) if shape[:2] == [1, 1] else "x".join(map(str, shape))
+
+
+def _count(n: int, one: str, many: str = "") -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def _learns_text(trained: dict[str, Any], layer: dict[str, Any]) -> str:
@@ -191,7 +213,16 @@ def kind_of(tensor: dict[str, Any], n_forward: int) -> str:
     return "saved" if tensor["last"] >= n_forward else "activation"
 
 
-def draw_arena(blob: blobs.Blob, axes: Any) -> None:
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib Figure of a size in inches."""
+    # In the home directory it would leave its caches; pyplot would look for a window system.
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(__file__).parents[2] / "build" / "matplotlib"))
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_arena(blob: blobs.Blob, axes: Any, title: str) -> None:
     """Draw the arena on matplotlib ``axes``: x is the schedule's step, y the address in KB."""
     from matplotlib.patches import Patch, Rectangle
 
@@ -239,6 +270,7 @@ def draw_arena(blob: blobs.Blob, axes: Any) -> None:
                 ha=ha,
                 fontsize=8,
             )
+    axes.set_title(title, fontsize=10, pad=18)  # above the two labels
     axes.set_xlabel("step of the schedule")
     axes.set_ylabel("address in the arena (KB)")
     handles = [Patch(color=COLOURS[kind], label=kind) for kind in COLOURS if kind in seen]
@@ -252,14 +284,12 @@ def draw_arena(blob: blobs.Blob, axes: Any) -> None:
     )
 
 
-def write_png(blob: blobs.Blob, path: str | Path) -> None:
-    """Write the picture of ``sprout inspect --png``."""
-    from matplotlib.figure import Figure  # without pyplot there is no window system to choose
-
-    figure = Figure(figsize=(10, 5.5), layout="constrained")
+def picture(blob: blobs.Blob) -> bytes:
+    """Return the picture of ``sprout inspect --png``."""
+    figure = new_figure(10, 5.5)
     axes = figure.add_subplot()
-    draw_arena(blob, axes)
-    axes.set_title(
-        f"{blob.meta.get('name', 'model')}: the arena over one training step", fontsize=10
-    )
-    figure.savefig(path, dpi=150, format="png")
+    over = "one training step" if blob.flags & blobs.FLAG_LEARNS else "one prediction"
+    draw_arena(blob, axes, f"{blob.meta.get('name', 'model')}: the arena over {over}")
+    png = io.BytesIO()
+    figure.savefig(png, dpi=150, format="png")
+    return png.getvalue()

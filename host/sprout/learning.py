@@ -28,6 +28,7 @@ from .schedule import rate_at, rate_parts, sample_order
 
 DEFAULT_RATE = 0.002
 CURVE_POINTS = 50
+CHECKPOINT_HEAD = struct.Struct("<4sHHIII32s")  # specified in device/sprout/checkpoint.py
 
 
 @dataclass
@@ -129,7 +130,7 @@ def learn(
         "scratch_bytes": blob.scratch_len,
         "accum_bytes": blob.accum_len if batch > 1 else 0,
         "program_bytes": blob.info["memory"]["program"],
-        "native_bytes": native_bytes(),
+        "native_bytes": native_bytes(board),
         "saved_activation_bytes": blob.info["memory"]["saved_activations"],
         "macs_forward": blob.info["macs"]["forward"],
         "macs_backward": blob.info["macs"]["backward"],
@@ -253,9 +254,17 @@ def write_checkpoint(path: Path, data: bytes, trained: bytes, step: int, seed: i
     """Write what was learned as the board's ``net.save()`` does: device/sprout/checkpoint.py."""
     meta = blobs.read(data).meta
     text = json.dumps({"name": meta["name"], "classes": meta["classes"]}).encode()
-    head = struct.pack("<4sHHIII32s", b"SPCK", 1, len(text), step, seed, len(trained), data[16:48])
+    head = CHECKPOINT_HEAD.pack(b"SPCK", 1, len(text), step, seed, len(trained), data[16:48])
     body = head + text + trained
     path.write_bytes(body + hashlib.sha256(body).digest())
+
+
+def read_checkpoint(path: Path) -> bytes:
+    """Return the trained parameters of a checkpoint."""
+    data = path.read_bytes()
+    text_len, length = struct.unpack_from("<H", data, 6)[0], struct.unpack_from("<I", data, 16)[0]
+    start = CHECKPOINT_HEAD.size + text_len
+    return data[start : start + length]
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -26,15 +27,16 @@ from .graph import Graph, Op, SproutError
 @dataclass
 class UpdatePlan:
     """Number of last biases and fraction of each weight that learn; ``head`` False means that
-    nothing does."""
+    nothing does, ``full`` that this is everything the network has."""
 
     biases: int = 0
     weights: dict[int, Fraction] = field(default_factory=dict)
     head: bool = True
+    full: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
-        if not self.head:
-            return "none"
+        if not self.head or self.full:
+            return "full" if self.head else "none"
         items = [f"b{self.biases}"] if self.biases else []
         items += [f"{n}:{f}" for n, f in sorted(self.weights.items())]
         return ",".join(items) or "last"
@@ -66,15 +68,17 @@ def parse(text: str, n_convs: int) -> UpdatePlan:
     if text == "last":
         return UpdatePlan()
     if text == "full":
-        return UpdatePlan(n_convs, {n: Fraction(1) for n in range(n_convs)})
+        return _check(UpdatePlan(n_convs, {n: Fraction(1) for n in range(n_convs)}), n_convs)
     if text.endswith(".json"):
         return _check(_from_json(text), n_convs)
     plan = UpdatePlan()
     for item in text.replace(",", " ").split():
         number, _, fraction = item.partition(":")
-        if item[0] == "b" and item[1:].isdigit():
+        if re.fullmatch("b[0-9]{1,9}", item):
+            _once(plan.biases, "the number of biases")
             plan.biases = int(item[1:])
-        elif number.isdigit():
+        elif re.fullmatch("[0-9]{1,9}", number):
+            _once(int(number) in plan.weights, f"layer {int(number)}")
             plan.weights[int(number)] = _fraction(fraction or "1", f"'{item}'")
         else:
             raise SproutError(
@@ -95,7 +99,7 @@ def _from_json(path: str) -> UpdatePlan:
         raise SproutError(
             f"plan: {path} cannot be read ({e.strerror}); give the name of a JSON file."
         ) from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise SproutError(
             f"plan: {path} is not JSON ({e}); see 'sprout compile --help' for the form."
         ) from None
@@ -104,19 +108,25 @@ def _from_json(path: str) -> UpdatePlan:
             f'plan: {path} must be an object with the keys "biases" and "weights" only.'
         )
     biases, weights = data.get("biases", 0), data.get("weights", {})
-    if not isinstance(biases, int) or biases < 0 or not isinstance(weights, dict):
+    if type(biases) is not int or biases < 0 or not isinstance(weights, dict):
         raise SproutError(
             f'plan: {path} needs "biases" as a count and "weights" as an object of fractions '
             "by layer."
         )
     plan = UpdatePlan(biases)
     for key, value in weights.items():
-        if not key.isdigit():
+        if not re.fullmatch("[0-9]{1,9}", key):
             raise SproutError(
                 f"plan: {path} names the layer '{key}'; layers are numbers, from 0 in order."
             )
+        _once(int(key) in plan.weights, f"layer {int(key)}")
         plan.weights[int(key)] = _fraction(value, f"layer {key}")
     return plan
+
+
+def _once(there: object, what: str) -> None:
+    if there:
+        raise SproutError(f"plan: {what} is there twice; name each once.")
 
 
 def _check(plan: UpdatePlan, n_convs: int) -> UpdatePlan:
@@ -130,6 +140,9 @@ def _check(plan: UpdatePlan, n_convs: int) -> UpdatePlan:
                 f"plan: layer {number} does not exist; "
                 f"this network has the layers 0 to {n_convs - 1}."
             )
+    plan.full = plan.biases == n_convs and all(
+        plan.weights.get(n) == 1 for n in range(n_convs - 1)
+    )
     return plan
 
 
@@ -155,8 +168,13 @@ def important_channels(
 
 def apply(plan: UpdatePlan, graph: Graph) -> None:
     """Write the plan into the convolutions' attrs: ``train_bias``, ``train_weight``,
-    ``train_channels``."""
+    ``train_channels``.  Raises SproutError where something should learn and nothing can."""
     convs = graph.convs
+    if plan.head and not convs:
+        raise SproutError(
+            "plan: this network has no convolution and no fully connected layer, so that nothing "
+            "in it can learn; compile it with --plan none."
+        )
     silent = ranges.silent_channels(graph)
     for number, op in enumerate(convs):
         head = plan.head and number == len(convs) - 1

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +131,26 @@ def command(
     return [*micropython(), "-X", f"heapsize={left}"], environment
 
 
-def put(folder: Path, files: Mapping[str, bytes | Path]) -> None:
-    """Put files into the folder that stands for the flash, bytes or links to paths; and lib/."""
+def on_flash(blob: Path) -> str:
+    """The name of a blob on the board: its own, which no other file there ends like."""
+    return blob.name if blob.suffix == ".sprout" else blob.name + ".sprout"
+
+
+def put(folder: Path, files: Mapping[str, bytes | Path | Iterable[np.ndarray]]) -> None:
+    """Put files into the folder that stands for the flash, and lib/.
+
+    files: bytes, links to paths, or samples one after the other.
+    """
     for name, content in {**files, "lib": library()}.items():
         target = folder / name
         target.unlink(missing_ok=True)
         if isinstance(content, Path):
             target.symlink_to(content.resolve())
-        else:
+        elif isinstance(content, bytes):
             target.write_bytes(content)
+        else:
+            with target.open("wb") as file:
+                file.writelines(map(_bytes_of, content))
 
 
 def run_script(
@@ -203,7 +214,7 @@ def _sentence(report: str, status: int) -> str:
     kind, _, message = report.splitlines()[-1].partition(": ")
     if kind == "MemoryError" and message.startswith("memory allocation failed"):
         return f"The board's heap is full ({message}): compile with a smaller plan."
-    return message or kind
+    return (message or kind).replace("load it right after a reset", "give it a larger --heap")
 
 
 def _without(line: Line, *keys: str) -> Line:
@@ -222,10 +233,10 @@ def _labels_of(y: np.ndarray) -> bytes:
 
 def learn_on_board(
     blob: Path,
-    train_x: np.ndarray,
+    train_x: Iterable[np.ndarray],
     train_y: np.ndarray,
     order: np.ndarray,
-    test_x: np.ndarray,
+    test_x: Iterable[np.ndarray],
     test_y: np.ndarray,
     rate: float,
     batch: int = 1,
@@ -233,7 +244,6 @@ def learn_on_board(
     board: str | Board = "pico",
     heap: int | None = None,
     *,
-    residual: bool = False,
     decay: bool = True,
     every: int = 0,
     test_every: int = 0,
@@ -244,8 +254,8 @@ def learn_on_board(
 ) -> Line:
     """Train and test a blob inside MicroPython; return what the board measured.
 
-    train_x, test_x: uint8 pixels (int8 where the blob has no input table), [N, h, w, c] of the
-    model's size.  train_y, test_y: class numbers [N].  order: indices into train_x, uint32, one
+    train_x, test_x: N samples [h, w, c] of the model's size, uint8 pixels (int8 where the blob has
+    no input table).  train_y, test_y: class numbers [N].  order: indices into train_x, uint32, one
     step each.  rate: at the start; with ``decay`` it falls to 0 along ``schedule.rate_at``.  heap:
     bytes, the board's if None.  every: samples between two lines of progress (0: a hundred lines).
     test_every: samples between two tests on the way (0: none).  save: where to put the checkpoint.
@@ -257,10 +267,9 @@ def learn_on_board(
     """
     samples = len(order)
     config = {
-        "blob": "net.sprout",
+        "blob": on_flash(blob),
         "rate": rate,
         "batch": batch,
-        "residual": residual,
         "decay": decay,
         "seed": seed,
         "samples": samples,
@@ -271,11 +280,11 @@ def learn_on_board(
     }
     with tempfile.TemporaryDirectory(prefix="sprout-") as name:
         folder = Path(name)
-        files: dict[str, bytes | Path] = {
-            "net.sprout": blob,
-            "train.bin": _bytes_of(train_x),
+        files: dict[str, bytes | Path | Iterable[np.ndarray]] = {
+            on_flash(blob): blob,
+            "train.bin": train_x,
             "train.labels": _labels_of(train_y),
-            "test.bin": _bytes_of(test_x),
+            "test.bin": test_x,
             "test.labels": _labels_of(test_y),
             "order.bin": np.ascontiguousarray(order, "<u4").tobytes(),
         }
@@ -311,14 +320,14 @@ def run_on_board(
     memory (in the heap, for want of a mapped flash) instead of being streamed from its file.
     """
     config = {
-        "blob": "net.sprout",
+        "blob": on_flash(blob),
         "in_place": in_place,
         "pixels": x.dtype == np.uint8,
         "samples": len(x),
     }
     with tempfile.TemporaryDirectory(prefix="sprout-") as name:
         folder = Path(name)
-        put(folder, {"net.sprout": blob, "x.bin": _bytes_of(x)})
+        put(folder, {on_flash(blob): blob, "x.bin": x})
         run_script("run", folder, config, board, heap, timeout, on_progress)
         y = np.fromfile(folder / "y.bin", np.int8)
     return y.reshape(len(x), y.size // max(1, len(x)))
@@ -332,8 +341,8 @@ def repl(blob: Path, board: str = "pico") -> int:
     start, environment = command(board)
     folder = build.BUILD / f"sim-{board}"
     folder.mkdir(parents=True, exist_ok=True)
-    put(folder, {blob.name: blob})
-    load = f"import sprout; net = sprout.load({blob.name!r}); print(net)"
+    put(folder, {on_flash(blob): blob})
+    load = f"import sprout; net = sprout.load({on_flash(blob)!r}); print(net)"
     process = subprocess.Popen([*start, "-i", "-c", load], cwd=folder, env=environment)
     while True:
         try:

@@ -42,7 +42,7 @@ def test(net, files, n):
 def main():
     with open("learn.json") as f:
         config = json.load(f)
-    net = sprout.load(config["blob"], batch=config["batch"], residual=config["residual"])
+    net = sprout.load(config["blob"], batch=config["batch"])
     net.seed, net.rate = config["seed"], config["rate"]
     n, every, test_every = config["samples"], config["every"], config["test_every"]
     decay, tests, first = config["decay"], config["tests"], config["test_before"]

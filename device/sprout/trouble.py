@@ -1,0 +1,111 @@
+"""What to say when something goes wrong: loaded when it does, and takes no RAM until then."""
+
+import sys
+
+from micropython import const
+
+_ARCHES = const(
+    "- x86 x64 armv6 armv6m armv7m armv7em armv7emsp armv7emdp xtensa xtensawin rv32imc rv64imc"
+    " - - -"
+)
+
+_E_ALIGNMENT = const(-2)
+_E_READ = const(-12)
+_E_LABEL = const(-14)
+
+
+def needed():
+    """Say which sprout_core.mpy, or which firmware, this board needs."""
+    mpy = getattr(sys.implementation, "_mpy", 0)
+    arch = _ARCHES.split()[mpy >> 10 & 15]
+    version = "%d.%d" % (mpy & 255, mpy >> 8 & 3)
+    if arch == "-":
+        return "this firmware loads no native modules, install one of MicroPython 1.23 to 1.29"
+    if version != "6.3":
+        return "this firmware is .mpy %s, install MicroPython 1.23 to 1.29 (.mpy 6.3)" % version
+    return "copy sprout_core_%s.mpy to the board as lib/sprout_core.mpy" % arch
+
+
+def refused(name, code, op, detail, n_classes):
+    """Say what an error of the core means."""
+    if code == _E_READ:
+        text = "%s could not be read (error %d): put the file back and load it again"
+        raise OSError(text % (name, detail))
+    if code == _E_LABEL:  # a label was checked before
+        text = "%s has %d classes, too many for predict(): use classify() or forward()"
+        raise ValueError(text % (name, n_classes))
+    if code == _E_ALIGNMENT:
+        raise ValueError("%s begins at an odd address: load it from a file" % name)
+    text = "%s does not run (error %d, operator %d, detail %d): compile it again"
+    raise ValueError(text % (name, code, op, detail))
+
+
+def wrong_sample(x, shape):
+    """Say what a sample is."""
+    try:
+        size = len(memoryview(x))
+    except TypeError:
+        raise ValueError("a sample is bytes, bytearray or memoryview, not %r" % x) from None
+    h, w, c = shape
+    text = "a sample has %d bytes (%d x %d x %d), not %d"
+    raise ValueError(text % (h * w * c, h, w, c, size))
+
+
+def wrong_label(label, name, classes):
+    """Say which labels there are."""
+    text = "%r is no class of %s: give one of %s, or a number from 0, or call add_class()"
+    raise ValueError(text % (label, name, ", ".join(classes)))
+
+
+def wrong_classes(name, most, twice):
+    """Say why these classes cannot be."""
+    if twice is None:
+        text = "%s has room for %d classes: compile it with a larger --max-classes"
+        raise ValueError(text % (name, most))
+    raise ValueError("%r is no name for a class, or is one twice" % (twice[0],))
+
+
+def not_a_blob(name):
+    """Say that a file is something else."""
+    raise ValueError("%s is not a Sprout blob: make one with 'sprout compile'" % name)
+
+
+def wrong_format(name, found, known):
+    """Say that a blob is of another release."""
+    text = "%s is of blob format %d and this package reads %d: compile it again, with the same "
+    raise ValueError((text + "release of sprout") % (name, found, known))
+
+
+def damaged(name, what):
+    """Say that a blob cannot be used."""
+    raise ValueError("%s is damaged, %s: copy it again" % (name, what))
+
+
+def not_written(path, error, size):
+    """Say what a checkpoint needs."""
+    message = "%s cannot be written (%s): make %d bytes of room"
+    raise OSError(message % (path, error, size)) from None
+
+
+def not_a_checkpoint(path):
+    """Say that a file is something else."""
+    raise ValueError("%s is not a checkpoint: give a file that save() wrote" % path)
+
+
+def damaged_checkpoint(path):
+    """Say that a checkpoint cannot be used."""
+    raise ValueError("%s is damaged or cut short: restore another one" % path)
+
+
+def other_version(path, found, known):
+    """Say that a checkpoint is of another release."""
+    text = (
+        "%s is of checkpoint version %d and this package reads %d: use the release that wrote it"
+    )
+    raise ValueError(text % (path, found, known))
+
+
+def other_blob(path, of, name):
+    """Say that a checkpoint belongs elsewhere."""
+    text = "%s belongs to another blob (%s), not to this %s: load that one to restore it"
+    raise ValueError(text % (path, of, name))
