@@ -1,11 +1,12 @@
 """Builds the C core: as a native module for a board, or as a shared library for this machine.
 
     python native_modules/build.py natmod --arch x64 [-o build/sprout_core_x64.mpy]
-    python native_modules/build.py prebuilt
+    python native_modules/build.py prebuilt [--arch xtensawin]
     python native_modules/build.py host [-o build/libsprout.so]
 
-`pip install ziglang` is the whole toolchain. Everything is written under build/, Zig's caches
-included, and nothing is compiled again while sources and flags stay the same.
+`pip install ziglang` is the whole toolchain, but for xtensawin, whose own is made by
+tools/xtensa_toolchain.py. Everything is written under build/, Zig's caches included, and nothing
+is compiled again while sources and flags stay the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 # Run as a program, this file's folder is on the path and the checkout is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,27 +37,8 @@ BUILD = HERE.parent / "build"
 CORE = HERE / "core"
 NATMOD = HERE / "natmod"
 PREBUILT = HERE / "prebuilt"
+XTENSA_TOOLS = BUILD / "xtensa" / "bin"
 
-
-@dataclass(frozen=True)
-class Toolchain:
-    """How to compile for one of MicroPython's architectures: clang's target and its flags."""
-
-    target: str
-    flags: tuple[str, ...] = ()
-
-
-ARM_HARD_FLOAT = "thumb-freestanding-eabihf"
-TOOLCHAINS = {
-    "x64": Toolchain("x86_64-linux-musl", ("-O2", "-mcpu=x86_64")),
-    "armv6m": Toolchain("thumb-freestanding-eabi", ("-Os", "-mcpu=cortex_m0plus")),
-    "armv7m": Toolchain("thumb-freestanding-eabi", ("-Os", "-mcpu=cortex_m3")),
-    "armv7emsp": Toolchain(ARM_HARD_FLOAT, ("-Os", "-mcpu=cortex_m4+vfp4d16sp")),
-    "armv7emdp": Toolchain(ARM_HARD_FLOAT, ("-Os", "-mcpu=cortex_m7")),
-    "rv32imc": Toolchain(
-        "riscv32-freestanding-none", ("-Os", "-mcpu=generic_rv32+m+c+a-f-d", "-mabi=ilp32")
-    ),
-}
 
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 LANGUAGE = ("-std=c99", "-fno-common", "-fshort-enums", "-fno-sanitize=all")
@@ -86,6 +70,20 @@ SECTIONS {
                 *(.riscv.attributes) *(.llvm_addrsig) }
 }
 """
+# The same where code cannot run anywhere: it loads addresses from words (.literal) before it, and
+# constants lie apart, moved by twice the distance.
+XTENSA_SCRIPT = """\
+ENTRY(mpy_start)
+SECTIONS {
+  . = IMAGE_BASE;
+  .image : { KEEP(*(.start)) *(.literal .literal.*) *(.text .text.*) }
+  . = 2 * IMAGE_BASE + 0x100000;
+  .constants : { *(.rodata .rodata.*) *(.data.rel.ro .data.rel.ro.*) }
+  .data : { *(.data .data.*) }
+  .bss : { *(.bss .bss.* COMMON) }
+  /DISCARD/ : { *(.comment) *(.note .note.*) *(.eh_frame*) *(.xtensa.info) }
+}
+"""
 # Far apart in every byte that an address can occupy, and within reach of 32-bit addresses.
 BASES = (0x10000, 0x7120000)
 
@@ -94,15 +92,19 @@ class BuildError(Exception):
     """The compiler, the linker or the .mpy writer refused; the message says what and where."""
 
 
-def _zig(args: Sequence[str | Path]) -> None:
+def _run(command: Sequence[str | Path]) -> None:
     environment = dict(os.environ)
     for kind in ("GLOBAL", "LOCAL"):
         environment[f"ZIG_{kind}_CACHE_DIR"] = str(BUILD / "zig-cache" / kind.lower())
-    command = [sys.executable, "-m", "ziglang", *map(str, args)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    words = [str(word) for word in command]
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         message = result.stderr.strip()
-        raise BuildError(message or f"`{' '.join(command)}` failed without a message")
+        raise BuildError(message or f"`{' '.join(words)}` failed without a message")
+
+
+def _zig(args: Sequence[str | Path]) -> None:
+    _run([sys.executable, "-m", "ziglang", *args])
 
 
 def _zig_version() -> str:
@@ -114,12 +116,84 @@ def _zig_version() -> str:
         ) from None
 
 
-def _digest(files: Sequence[Path], *settings: object, programs: bool = True) -> str:
-    """Of the files, the headers beside them, the settings, the compiler and, where `programs`,
-    this program."""
+@dataclass(frozen=True)
+class Toolchain:
+    """How to compile for one of MicroPython's architectures: clang's target and its flags.
+
+    `kernels` is the folder of core/ whose functions replace the plain ones (core/kernels.h).
+    """
+
+    target: str
+    flags: tuple[str, ...] = ()
+    kernels: str = ""
+
+    common: ClassVar[tuple[str, ...]] = NATMOD_FLAGS
+    script: ClassVar[str] = LINKER_SCRIPT
+    relocates: ClassVar[bool] = False
+    helpers: ClassVar[tuple[Path, ...]] = (NATMOD / "libc.c",)
+
+    @property
+    def version(self) -> str:
+        return _zig_version()
+
+    def compile(self, args: Sequence[str | Path]) -> None:
+        _zig(["cc", "-target", self.target, *self.flags, *LANGUAGE, *self.common, *args])
+
+    def link(self, args: Sequence[str | Path]) -> None:
+        _zig(["ld.lld", *args])
+
+
+class XtensaToolchain(Toolchain):
+    """The same with Debian's gcc, and the assembler and linker of tools/xtensa_toolchain.py."""
+
+    common = tuple(
+        flag for flag in NATMOD_FLAGS if flag not in ("-fPIC", "-fdirect-access-external-data")
+    )
+    script = XTENSA_SCRIPT
+    relocates = True
+    helpers = (*Toolchain.helpers, NATMOD / "xtensawin.S")
+    version = "gcc 12.2.0, binutils 2.40"
+
+    @property
+    def missing(self) -> bool:
+        """Whether it has to be made first."""
+        return not (shutil.which(f"{self.target}-gcc") and (XTENSA_TOOLS / "ld").exists())
+
+    def compile(self, args: Sequence[str | Path]) -> None:
+        if self.missing:
+            raise BuildError("the toolchain for xtensawin is missing: run `make natmod-xtensawin`")
+        compiler = (f"{self.target}-gcc", "-B", f"{XTENSA_TOOLS}/")
+        _run([*compiler, *self.flags, *LANGUAGE, *self.common, *args])
+
+    def link(self, args: Sequence[str | Path]) -> None:
+        _run([XTENSA_TOOLS / "ld", *args])
+
+
+ARM_HARD_FLOAT = "thumb-freestanding-eabihf"
+TOOLCHAINS = {
+    "x64": Toolchain("x86_64-linux-musl", ("-O2", "-mcpu=x86_64")),
+    "armv6m": Toolchain("thumb-freestanding-eabi", ("-Os", "-mcpu=cortex_m0plus"), "armv6m"),
+    "armv7m": Toolchain("thumb-freestanding-eabi", ("-Os", "-mcpu=cortex_m3")),
+    "armv7emsp": Toolchain(ARM_HARD_FLOAT, ("-Os", "-mcpu=cortex_m4+vfp4d16sp"), "armv7em"),
+    "armv7emdp": Toolchain(ARM_HARD_FLOAT, ("-Os", "-mcpu=cortex_m7"), "armv7em"),
+    "rv32imc": Toolchain(
+        "riscv32-freestanding-none",
+        ("-Os", "-mcpu=generic_rv32+m+c+a-f-d", "-mabi=ilp32"),
+        "rv32imc",
+    ),
+}
+XTENSA = XtensaToolchain("xtensa-lx106-elf", ("-O2", "-mabi=windowed"), "xtensawin")
+ALL_TOOLCHAINS = {**TOOLCHAINS, "xtensawin": XTENSA}  # TOOLCHAINS: those from pip
+
+
+def _digest(
+    files: Sequence[Path], *settings: object, version: str | None = None, programs: bool = True
+) -> str:
+    """Of the files, the headers beside them, the settings, the compiler (Zig, or another's
+    `version`) and, where `programs`, this program."""
     folders = {NATMOD, *(file.parent for file in files)}
     headers = {header for folder in folders for header in folder.glob("*.h")}
-    result = hashlib.sha256(repr((settings, _zig_version())).encode())
+    result = hashlib.sha256(repr((settings, version or _zig_version())).encode())
     tools = [HERE / "build.py", HERE / "mpy.py"] if programs else []
     for file in [*files, *sorted(headers), *tools]:
         result.update(f"\n{file.name}\n".encode())
@@ -146,9 +220,10 @@ def _folder(out: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(dir=out.parent, prefix=".build-")
 
 
-def core_sources() -> list[Path]:
-    """The C files of the core, in a fixed order."""
-    return sorted(CORE.glob("*.c"))
+def core_sources(kernels: str = "") -> list[Path]:
+    """The C files of the core, those of a folder of kernels last, in a fixed order."""
+    own = sorted((CORE / kernels).glob("*.c")) if kernels else []
+    return [*sorted(CORE.glob("*.c")), *own]
 
 
 def build_host(out: Path | None = None) -> Path:
@@ -182,29 +257,30 @@ def find_names(files: Sequence[Path]) -> list[str]:
 
 def compile_objects(sources: Sequence[Path], arch: str, folder: Path) -> list[Path]:
     """Compiles C files for one architecture into a folder, which holds `mp_names.h`."""
-    toolchain = TOOLCHAINS[arch]
-    flags = ["-target", toolchain.target, *toolchain.flags, *LANGUAGE, *NATMOD_FLAGS, *WARNINGS]
+    flags = list(WARNINGS)
     for include in (folder, NATMOD, CORE):
         flags += ["-I", str(include)]
     objects = []
     for i, source in enumerate(sources):
         objects.append(folder / f"{i}-{source.stem}.o")
-        _zig(["cc", *flags, "-c", source, "-o", objects[-1]])
+        ALL_TOOLCHAINS[arch].compile([*flags, "-c", source, "-o", objects[-1]])
     return objects
 
 
-def link_image(objects: Sequence[Path], folder: Path) -> bytes:
-    """Links objects into one block of position-independent bytes that starts with `mpy_entry`."""
+def link_image(objects: Sequence[Path], arch: str, folder: Path) -> mpy.Image:
+    """Links objects into one image whose first byte is where the module starts."""
+    toolchain = ALL_TOOLCHAINS[arch]
     script = folder / "image.ld"
-    script.write_text(LINKER_SCRIPT)
+    script.write_text(toolchain.script)
     links = []
     for base in BASES:
         program = folder / f"image-{base:x}.elf"
         options = ["-static", "--gc-sections", "--build-id=none", f"--defsym=IMAGE_BASE={base:#x}"]
         try:
-            _zig(["ld.lld", *options, "-T", script, "-o", program, *objects])
+            toolchain.link([*options, "-T", script, "-o", program, *objects])
         except BuildError as error:
-            missing = sorted(set(re.findall(r"undefined symbol: (\S+)", str(error))))
+            pattern = r"undefined (?:symbol: |reference to `)([\w.]+)"
+            missing = sorted(set(re.findall(pattern, str(error))))
             if not missing:
                 raise
             raise BuildError(
@@ -212,7 +288,7 @@ def link_image(objects: Sequence[Path], folder: Path) -> bytes:
                 "module has no C library or compiler helpers: write it or avoid the operation"
             ) from None
         links.append(program.read_bytes())
-    return mpy.make_image(links[0], links[1])
+    return mpy.make_image(links[0], links[1], toolchain.relocates)
 
 
 def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
@@ -220,11 +296,12 @@ def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
 
     Raises BuildError or mpy.MpyError where the sources cannot become a module.
     """
-    if arch not in TOOLCHAINS:
-        raise BuildError(f"no toolchain for {arch!r}: choose one of {', '.join(TOOLCHAINS)}")
-    sources = [*sources, NATMOD / "libc.c"]
-    toolchain = TOOLCHAINS[arch]
-    digest = _digest(sources, arch, toolchain, LANGUAGE, NATMOD_FLAGS, WARNINGS, LINKER_SCRIPT)
+    if arch not in ALL_TOOLCHAINS:
+        raise BuildError(f"no toolchain for {arch!r}: choose one of {', '.join(ALL_TOOLCHAINS)}")
+    toolchain = ALL_TOOLCHAINS[arch]
+    sources = [*sources, *toolchain.helpers]
+    settings = (arch, toolchain, LANGUAGE, toolchain.common, WARNINGS, toolchain.script)
+    digest = _digest(sources, *settings, version=toolchain.version)
     if _is_current(out, digest):
         return out
     with _folder(out) as name:
@@ -232,7 +309,7 @@ def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
         names = find_names([*sources, NATMOD / "mp_runtime.h"])
         constants = "".join(f"    NAME_{name} = {i},\n" for i, name in enumerate(names))
         (folder / "mp_names.h").write_text(f"// Written by build.py.\nenum {{\n{constants}}};\n")
-        image = link_image(compile_objects(sources, arch, folder), folder)
+        image = link_image(compile_objects(sources, arch, folder), arch, folder)
         module = folder / out.name
         module.write_bytes(mpy.write_mpy(image, arch, names))
         # The linked program stays beside the module for its symbols: profiles, disassembly.
@@ -241,25 +318,26 @@ def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
     return out
 
 
-def _module_sources() -> list[Path]:
+def _module_sources(arch: str) -> list[Path]:
     shell = sorted(file for file in NATMOD.glob("*.c") if file.name != "libc.c")
-    return [*core_sources(), *shell]
+    return [*core_sources(ALL_TOOLCHAINS[arch].kernels), *shell]
 
 
 def build_natmod(arch: str, out: Path | None = None) -> Path:
     """Builds the core and its shell as a native module for one architecture; returns its path."""
-    return build_module(_module_sources(), arch, out or BUILD / f"sprout_core_{arch}.mpy")
+    return build_module(_module_sources(arch), arch, out or BUILD / f"sprout_core_{arch}.mpy")
 
 
 def source_digest(arch: str) -> str:
     """Of everything a prebuilt module is made of: sources, flags, compiler."""
-    toolchain, sources = TOOLCHAINS[arch], [*_module_sources(), NATMOD / "libc.c"]
-    flags = (*LANGUAGE, *NATMOD_FLAGS)
-    return _digest(sources, arch, toolchain, flags, LINKER_SCRIPT, programs=False)
+    toolchain = ALL_TOOLCHAINS[arch]
+    sources = [*_module_sources(arch), *toolchain.helpers]
+    settings = (arch, toolchain, (*LANGUAGE, *toolchain.common), toolchain.script)
+    return _digest(sources, *settings, version=toolchain.version, programs=False)
 
 
-def build_prebuilt(folder: Path = PREBUILT) -> Path:
-    """Builds every module into a folder, with a manifest of them; returns the manifest's path.
+def build_prebuilt(folder: Path = PREBUILT, arches: Sequence[str] = tuple(TOOLCHAINS)) -> Path:
+    """Builds modules into a folder, with a manifest of all there; returns the manifest's path.
 
     The modules are committed: who has a board need not have a compiler.
     """
@@ -267,16 +345,16 @@ def build_prebuilt(folder: Path = PREBUILT) -> Path:
     path = folder / "manifest.json"
     entries = json.loads(path.read_text())["modules"] if path.exists() else {}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        modules = list(pool.map(build_natmod, TOOLCHAINS))
-    for arch, module in zip(TOOLCHAINS, modules, strict=True):
+        modules = list(pool.map(build_natmod, arches))
+    for arch, module in zip(arches, modules, strict=True):
         out = folder / module.name
         out.write_bytes(module.read_bytes())
-        toolchain = TOOLCHAINS[arch]
+        toolchain = ALL_TOOLCHAINS[arch]
         entries[arch] = manifest(out) | {
             "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
             "source_digest": source_digest(arch),
             "target": toolchain.target,
-            "flags": " ".join((*toolchain.flags, *LANGUAGE, *NATMOD_FLAGS)),
+            "flags": " ".join((*toolchain.flags, *LANGUAGE, *toolchain.common)),
         }
     content = {"ziglang": _zig_version(), "modules": entries}
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -305,9 +383,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the C core of Sprout.")
     commands = parser.add_subparsers(dest="command", required=True)
     natmod = commands.add_parser("natmod", help="a native module for MicroPython")
-    natmod.add_argument("--arch", choices=TOOLCHAINS, default="x64")
+    natmod.add_argument("--arch", choices=ALL_TOOLCHAINS, default="x64")
     natmod.add_argument("-o", "--output", type=Path)
-    commands.add_parser("prebuilt", help="the native modules that are committed")
+    prebuilt = commands.add_parser("prebuilt", help="the native modules that are committed")
+    prebuilt.add_argument("--arch", choices=ALL_TOOLCHAINS, nargs="*", default=list(TOOLCHAINS))
     host = commands.add_parser("host", help="a shared library for this machine")
     host.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(argv)
@@ -315,7 +394,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "host":
             print(build_host(options.output))
         elif options.command == "prebuilt":
-            for arch, entry in json.loads(build_prebuilt().read_text())["modules"].items():
+            path = build_prebuilt(arches=options.arch)
+            for arch, entry in json.loads(path.read_text())["modules"].items():
                 print(f"{arch:10} {entry['file_bytes']:6} bytes, code {entry['code_bytes']}")
         else:
             print(json.dumps(manifest(build_natmod(options.arch, options.output)), indent=2))

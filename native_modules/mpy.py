@@ -13,9 +13,15 @@ The format, from MicroPython's documentation ("MicroPython .mpy files") and what
     length << 1, text, 0             for each name
     0                                the one object: a pointer to MicroPython's table of functions
     code length << 3 | 2, code       2: native code, called as f(self, n_args, n_kw, args)
-    0                                no read-only data, zeroed data or relocations of its own
+    flags                            16: relocations, 32: constants apart from the code
+    length, constants                where the flag is set
+    to << 2 | 1, word << 1 | part    where the flag is set: relocations, numbers like the others;
+    255                              the loader adds an address (of the code 0, of the constants 1)
+                                     to a 32-bit word (of the code 0, of the constants 1)
 
-Importing the file calls the first byte of the code.
+Importing the file calls the first byte of the code. Code that runs anywhere needs no relocations.
+Xtensa's does: it loads addresses from words before the code. There the code goes into memory that
+only whole words can be read from, so its constants lie apart, in the heap.
 """
 
 from __future__ import annotations
@@ -30,6 +36,8 @@ MPY_SUB_VERSION = 3
 SMALL_INT_BITS = 31
 CODE_NATIVE = 2
 OBJECT_FUNCTION_TABLE = 0
+HAS_RELOCATIONS, HAS_CONSTANTS = 0x10, 0x20
+END_OF_RELOCATIONS = 0xFF
 
 # MicroPython's numbers for the architectures (MP_NATIVE_ARCH_*).
 ARCHES = {
@@ -47,6 +55,8 @@ ARCHES = {
 
 # The loader's allocations are aligned to this (16 bytes is a heap block of a 32-bit board).
 MAX_ALIGN = 16
+# Relocated words are this long, and an ESP32's memory for code is aligned to no more.
+WORD = 4
 
 ELF_RELOCATABLE = 1
 SECTION_NOBITS = 8
@@ -90,6 +100,24 @@ class Program:
 
 
 @dataclass(frozen=True)
+class Relocation:
+    """The loader adds the address of part `to` to word `word` of `part`; 0: code, 1: constants."""
+
+    part: int
+    word: int
+    to: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """What the loader puts into memory: code and, where they lie apart, constants."""
+
+    code: bytes
+    constants: bytes = b""
+    relocations: tuple[Relocation, ...] = ()
+
+
+@dataclass(frozen=True)
 class MpyInfo:
     """What a native .mpy file says of itself; the loader allocates `code_bytes` for its code."""
 
@@ -97,7 +125,11 @@ class MpyInfo:
     sub_version: int
     arch: str
     names: list[str]
-    code: bytes
+    image: Image
+
+    @property
+    def code(self) -> bytes:
+        return self.image.code
 
     @property
     def code_bytes(self) -> int:
@@ -157,17 +189,46 @@ def _names_in(program: Program, section: Section) -> str:
     return ", ".join(found) or f"{section.size} bytes"
 
 
-def make_image(first: bytes, second: bytes) -> bytes:
+def _words(section: Section) -> list[int]:
+    padded = section.data + bytes(-len(section.data) % 4)
+    return list(struct.unpack(f"<{len(padded) // 4}I", padded))
+
+
+def _relocate(program: Program, parts: list[Section], moved: list[Section]) -> Image:
+    """The image of code and constants, each of which moved by a distance of its own."""
+    distances = [b.address - a.address for a, b in zip(parts, moved, strict=True)]
+    contents, relocations = [], []
+    for part, (section, other) in enumerate(zip(parts, moved, strict=True)):
+        words = _words(section)
+        for i, (word, there) in enumerate(zip(words, _words(other), strict=True)):
+            if word == there:
+                continue
+            distance = (there - word) % (1 << 32)
+            if distance not in distances:
+                raise MpyError(
+                    f"{_name_at(program, section.address + 4 * i)} holds an address that is no "
+                    "word of its own: MicroPython adds addresses to whole words only"
+                )
+            to = distances.index(distance)
+            relocations.append(Relocation(part, i, to))
+            words[i] = (word - parts[to].address) % (1 << 32)
+        contents.append(struct.pack(f"<{len(words)}I", *words))
+    return Image(contents[0], b"".join(contents[1:]), tuple(relocations))
+
+
+def make_image(first: bytes, second: bytes, relocate: bool = False) -> Image:
     """Checks two links of one program at different addresses and returns its code and constants.
 
-    first, second: ELF files with all code and constants in the section `.image`, the entry point
-    first.
+    first, second: ELF files with all code in the section `.image`, the entry point first, and
+    constants there too or, where `relocate` allows absolute addresses, in `.constants`. The two
+    sections must move by different distances.
 
     Raises MpyError for absolute addresses, variables, another entry point or a wide alignment.
     """
     program, moved = read_elf(first), read_elf(second)
     sections = {section.name: section for section in program.sections if section.size}
     image = sections.pop(".image", None)
+    constants = sections.pop(".constants", None) if relocate else None
     if image is None:
         raise MpyError("the image is empty: the linker found no code in the section .image")
     for section in sections.values():
@@ -176,9 +237,10 @@ def make_image(first: bytes, second: bytes) -> bytes:
             f"the image has {kind} ({_names_in(program, section)}), which a native module cannot "
             "keep: make them const, or take memory from the caller"
         )
-    if image.align > MAX_ALIGN:
+    most = WORD if relocate else MAX_ALIGN
+    if image.align > most:
         raise MpyError(
-            f"the image wants {image.align}-byte alignment and MicroPython gives {MAX_ALIGN}: "
+            f"the image wants {image.align}-byte alignment and MicroPython gives {most}: "
             "remove the wide constant or the alignment attribute"
         )
     if program.entry & ~1 != image.address:
@@ -186,7 +248,11 @@ def make_image(first: bytes, second: bytes) -> bytes:
             f"the entry point is {program.entry - image.address} bytes into the image and "
             "MicroPython calls its first byte: mark the entry function with MP_ENTRY"
         )
-    other = next(section for section in moved.sections if section.name == ".image")
+    parts = [image, constants] if constants else [image]
+    others = {section.name: section for section in moved.sections}
+    if relocate:
+        return _relocate(program, parts, [others[part.name] for part in parts])
+    other = others[".image"]
     if image.data != other.data:
         pairs = zip(image.data, other.data, strict=False)
         at = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
@@ -194,7 +260,7 @@ def make_image(first: bytes, second: bytes) -> bytes:
             f"the image needs a relocation: {_name_at(program, image.address + at)} holds an "
             "absolute address, as tables of pointers do; store offsets or indices, or use a switch"
         )
-    return image.data
+    return Image(image.data)
 
 
 def _number(value: int) -> bytes:
@@ -204,7 +270,7 @@ def _number(value: int) -> bytes:
     return bytes(reversed(groups))
 
 
-def write_mpy(image: bytes, arch: str, names: Sequence[str]) -> bytes:
+def write_mpy(image: Image, arch: str, names: Sequence[str]) -> bytes:
     """The .mpy file of an image; its C code knows a name by its index in `names`."""
     if arch not in ARCHES:
         raise MpyError(
@@ -217,8 +283,15 @@ def write_mpy(image: bytes, arch: str, names: Sequence[str]) -> bytes:
         text = name.encode()
         out += _number(len(text) << 1) + text + b"\0"
     out.append(OBJECT_FUNCTION_TABLE)
-    out += _number(len(image) << 3 | CODE_NATIVE) + image
-    out += _number(0)
+    out += _number(len(image.code) << 3 | CODE_NATIVE) + image.code
+    flags = HAS_RELOCATIONS * bool(image.relocations) | HAS_CONSTANTS * bool(image.constants)
+    out += _number(flags)
+    if image.constants:
+        out += _number(len(image.constants)) + image.constants
+    if image.relocations:
+        for one in image.relocations:
+            out += bytes([one.to << 2 | 1]) + _number(one.word << 1 | one.part)
+        out.append(END_OF_RELOCATIONS)
     return bytes(out)
 
 
@@ -237,8 +310,8 @@ def read_mpy(data: bytes) -> MpyInfo:
             if not data[position - 1] & 0x80:
                 return value
 
-    code = {number: name for name, number in ARCHES.items()}
-    arch = code.get(data[2] >> 2 & 0x0F)
+    arches = {number: name for name, number in ARCHES.items()}
+    arch = arches.get(data[2] >> 2 & 0x0F)
     if data[1] != MPY_VERSION or arch is None:
         raise MpyError(
             f"the .mpy file has version {data[1]}, or no native code: build it for {MPY_VERSION}"
@@ -256,7 +329,23 @@ def read_mpy(data: bytes) -> MpyInfo:
         raise MpyError("the .mpy file ends early: copy or build it again") from None
     if kind & 7 != CODE_NATIVE or position + (kind >> 3) >= len(data):
         raise MpyError("the .mpy file holds no complete native module: copy or build it again")
-    image = data[position : position + (kind >> 3)]
+    code = data[position : position + (kind >> 3)]
+    position += len(code)
+    constants, relocations = b"", []
+    try:
+        flags = number()
+        if flags & HAS_CONSTANTS:
+            length = number()
+            constants = data[position : position + length]
+            position += length
+        while flags & HAS_RELOCATIONS and data[position] != END_OF_RELOCATIONS:
+            to = data[position] >> 2
+            position += 1
+            where = number()
+            relocations.append(Relocation(where & 1, where >> 1, to))
+    except IndexError:
+        raise MpyError("the .mpy file ends early: copy or build it again") from None
+    image = Image(code, constants, tuple(relocations))
     return MpyInfo(data[1], data[2] & 3, arch, names, image)
 
 

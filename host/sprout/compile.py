@@ -37,7 +37,7 @@ DEAD_SCALE = 1e-6
 GRADIENT_BITS = 14
 """Magnitude bits of a gradient element; the sign makes 15 of the 16."""
 
-MAX_DEPTHWISE_TAPS = 768
+MAX_DEPTHWISE_TAPS = 640
 """Taps of one channel's window that the core's depthwise kernels have room for."""
 
 MAX_CLASSES = 1024

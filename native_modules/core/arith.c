@@ -1,4 +1,5 @@
-// What ARMv6-M lacks. Elsewhere arith.h has these as one instruction or a few.
+// What ARMv6-M lacks. Elsewhere arith.h has these as one instruction or a few, and for native
+// modules armv6m/ has the ones marked weak in assembly.
 
 #include "arith.h"
 
@@ -12,7 +13,7 @@ uint64_t sp_umul64(uint32_t a, uint32_t b) {
     return (uint64_t)high << 32 | (middle << 16 | (low & 0xffff));
 }
 
-int64_t sp_mul64(int32_t a, int32_t b) {
+__attribute__((weak)) int64_t sp_mul64(int32_t a, int32_t b) {
     const uint64_t product = sp_umul64((uint32_t)a, (uint32_t)b);
     uint32_t high = (uint32_t)(product >> 32);
     high -= (a < 0 ? (uint32_t)b : 0) + (b < 0 ? (uint32_t)a : 0);

@@ -184,7 +184,8 @@ static inline int32_t window_of(int32_t in, int32_t k, int32_t stride, int32_t p
     if (at < 0) {
         return -1;
     }
-    const int32_t out = stride == 1 ? at : (int32_t)divide((uint32_t)at, (uint32_t)stride);
+    const int32_t out =
+        stride <= 2 ? at >> (stride - 1) : (int32_t)divide((uint32_t)at, (uint32_t)stride);
     return out < out_size && out * stride == at ? out : -1;
 }
 

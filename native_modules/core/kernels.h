@@ -83,4 +83,7 @@ typedef void weight_gradient_t(const tensor_t *g, const tensor_t *x, const windo
                                uint32_t first, uint32_t n, int32_t *sum);
 weight_gradient_t sp_weight_gradient, sp_weight_gradient_plain;
 
+// Gradient sums become steps: v[i] = step_of(v[i], factor, shift).
+void sp_steps(int32_t *v, uint32_t n, int32_t factor, int32_t shift);
+
 #endif

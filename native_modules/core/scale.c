@@ -50,22 +50,33 @@ void sp_scale_grad(exec_t *e, const op_t *op) {
     const uint32_t channels = (uint32_t)g.c, step = single ? 0 : 1;
     const int16_t *q = g.data;
     int16_t *to = out.data;
-    uint64_t seen = 0;
+    uint32_t seen_high = 0, seen_low = 0; // of all magnitudes ored together, from bit 16 on
     for (uint32_t first = 0; first < g.n; first += channels) {
         for (uint32_t c = 0; c < channels; ++c) {
-            const int64_t v = mul64(q[first + c], table[c * step]);
-            seen |= mask_at(mask, first + c) ? magnitude64(v) : 0;
+            if (mask_at(mask, first + c)) {
+                const uint32_t m = magnitude32(q[first + c]), t = magnitude32(table[c * step]);
+                const uint32_t low = m * (t & 0xffff);
+                seen_low |= low;
+                seen_high |= m * (t >> 16) + (low >> 16);
+            }
         }
     }
-    if (seen == 0) {
+    if ((seen_high | seen_low) == 0) {
         sp_store_zero(&out);
         return;
     }
-    const int32_t s = max32(0, bitlen64(seen) - bits);
+    const int32_t length = seen_high ? bitlen32(seen_high) + 16 : bitlen32(seen_low & 0xffff);
+    const int32_t s = max32(0, length - bits);
     for (uint32_t first = 0; first < g.n; first += channels) {
         for (uint32_t c = 0; c < channels; ++c) {
-            const int64_t v = mul64(q[first + c], table[c * step]);
-            to[first + c] = mask_at(mask, first + c) ? (int16_t)rshift64(v, s) : 0;
+            int32_t v = 0;
+            if (mask_at(mask, first + c)) {
+                const int32_t x = q[first + c], t = table[c * step];
+                // Without the lower 16 bits where they do not count.
+                const int32_t high = x * (t >> 16) + (x * (int32_t)(t & 0xffff) >> 16);
+                v = s > 16 ? rshift32(high, s - 16) : (int32_t)rshift64(mul64(x, t), s);
+            }
+            to[first + c] = (int16_t)v;
         }
     }
     *out.exponent = add32(*g.exponent, add32(op->p[1], s));

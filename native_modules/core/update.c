@@ -54,15 +54,18 @@ static int32_t carry(uint8_t *fraction, uint32_t e, int32_t d) {
     return (sum + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS;
 }
 
+REPLACEABLE void sp_steps(int32_t *v, uint32_t n, int32_t factor, int32_t shift) {
+    for (uint32_t i = 0; i < n; ++i) {
+        v[i] = step_of(v[i], factor, shift);
+    }
+}
+
 // Elements first to first + n of the trained tensor; v [n] are their gradient sums, then steps.
 static void update_weights(const rule_t *rule, int32_t *restrict v, uint32_t first, uint32_t n,
                            weights_t to) {
     int8_t *restrict weight = to.weight + first;
-    const int32_t factor = rule->factor, shift = rule->shift;
     const uint32_t key = rule->key;
-    for (uint32_t i = 0; i < n; ++i) {
-        v[i] = step_of(v[i], factor, shift);
-    }
+    sp_steps(v, n, rule->factor, rule->shift);
     // What is rounded off depends on what keeps the rest: nothing, a fraction, an accumulator.
     const int32_t kept = to.accum ? ACCUM_BITS : to.fraction ? FRACTION_BITS : 0;
     const int32_t bits = WEIGHT_BITS - kept;
@@ -98,12 +101,12 @@ static int32_t limited_sum(int32_t a, int32_t b) {
 }
 
 static void update_bias(const rule_t *rule, int32_t v, uint32_t c, int32_t *bias, int32_t *accum) {
-    const int32_t t = step_of(v, rule->factor, rule->shift);
+    sp_steps(&v, 1, rule->factor, rule->shift);
     if (accum) {
-        *accum = limited_sum(*accum, t);
+        *accum = limited_sum(*accum, v);
     } else {
         const uint32_t random = draw(rule->key, c);
-        *bias = limited_sum(*bias, -((t + (int32_t)(random >> (32 - BIAS_BITS))) >> BIAS_BITS));
+        *bias = limited_sum(*bias, -((v + (int32_t)(random >> (32 - BIAS_BITS))) >> BIAS_BITS));
     }
 }
 

@@ -10,8 +10,10 @@
 #include "../kernels.h"
 
 #define NAKED __attribute__((naked, noinline))
+#pragma GCC diagnostic ignored "-Wunused-parameter" // of those functions
 
-// Only eight registers take part in arithmetic; the other ones are saved through these.
+// Only eight registers take part in arithmetic; the other ones are saved through these. SAVE takes
+// 36 bytes, and arguments after the fourth lie above them.
 #define SAVE                                                                                      \
     "push {r4-r7, lr}\n"                                                                          \
     "mov r4, r8\n mov r5, r9\n mov r6, r10\n mov r7, r11\n"                                       \
@@ -20,20 +22,19 @@
     "pop {r4-r7}\n"                                                                               \
     "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n"                                       \
     "pop {r4-r7, pc}\n"
-enum { SAVED = 36 }; // bytes of SAVE: arguments after the fourth lie above them
 
 // Sums [n][pixels] of n channels become int8 values, limited, where a record has a shift of -31 to
 // -1 and a multiplier that is not negative (sp_requantizes). Value p of channel i goes to
 // y[i * y_channel + p * y_pixel].
 typedef struct {
-    const uint8_t *record, *records_end; // the first moves on
-    uint32_t size;                       // of a record
-    uint32_t sums;                       // bytes of the sums of a channel
-    uint32_t y_channel;                  // less what the pixels of a channel move on
     uint32_t y_pixel;
     int32_t zero;  // zero point less the lower limit
     int32_t range; // upper limit less the lower one
     int32_t low;
+    const uint8_t *record, *records_end; // the first moves on
+    uint32_t y_channel;                  // less what the pixels of a channel move on
+    uint32_t size;                       // of a record
+    uint32_t sums;                       // bytes of those of a channel
 } requantize_t;
 
 void sp_requantize_sums(const int32_t *sum, int8_t *y, requantize_t *r);

@@ -4,13 +4,10 @@
 
 #include "armv6m.h"
 
-enum { QUAD = 4, CHUNK = 32 }; // pixels, elements of a row of weights
+enum { QUAD = 4, CHUNK = 48 }; // pixels, elements of a row of weights
 
 // out[4 * i + p] = g[p * step / 2 + i] for n > 0 elements of the four pixels
-NAKED static void pack_quad(int32_t *out __attribute__((unused)),
-                            const int16_t *g __attribute__((unused)),
-                            uint32_t step __attribute__((unused)),
-                            uint32_t n __attribute__((unused))) {
+NAKED static void pack_quad(int32_t *out, const int16_t *g, uint32_t step, uint32_t n) {
     __asm__("push {r4-r7, lr}\n"
             "adds r4, r1, r2\n" // r1, r4, r5, r2: the pixels
             "adds r5, r4, r2\n"
@@ -47,44 +44,53 @@ NAKED static void pack_quad(int32_t *out __attribute__((unused)),
     "add r11, r3\n"
 
 // sum[r] += packed [4 * fours] . w[r], for n_rows rows of weights that start at multiples of 4.
-NAKED static void dot_quad_s16(const int32_t *packed __attribute__((unused)),
-                               const int8_t *w __attribute__((unused)),
-                               uint32_t stride __attribute__((unused)),
-                               uint32_t n_rows __attribute__((unused)),
-                               int32_t (*sum)[QUAD] __attribute__((unused)),
-                               uint32_t fours __attribute__((unused))) {
+NAKED static void dot_quad_s16(const int32_t *packed, const int8_t *w, uint32_t stride,
+                               uint32_t n_rows, int32_t (*sum)[QUAD], uint32_t fours) {
     // r6 packed, r7 weights; r8 to r11 sums, r12 end of packed, lr row
-    __asm__(SAVE "mov lr, r1\n"
-                 "ldr r6, [sp, #40]\n"
-                 "lsls r6, r6, #6\n"
-                 "adds r6, r6, r0\n"
-                 "mov r12, r6\n"
-                 "push {r0, r2, r3}\n"
-                 "1: ldr r6, [sp, #48]\n"
-                 "ldmia r6!, {r0, r1, r2, r3}\n"
-                 "mov r8, r0\n"
-                 "mov r9, r1\n"
-                 "mov r10, r2\n"
-                 "mov r11, r3\n"
-                 "ldr r6, [sp]\n"
-                 "mov r7, lr\n"
-                 "2:\n" TWO(0) TWO(2) "adds r7, #4\n"
-                                      "cmp r6, r12\n"
-                                      "bne 2b\n"
-                                      "mov r0, r8\n"
-                                      "mov r1, r9\n"
-                                      "mov r2, r10\n"
-                                      "mov r3, r11\n"
-                                      "ldr r6, [sp, #48]\n"
-                                      "stmia r6!, {r0, r1, r2, r3}\n"
-                                      "str r6, [sp, #48]\n"
-                                      "ldr r0, [sp, #4]\n"
-                                      "add lr, r0\n"
-                                      "ldr r0, [sp, #8]\n"
-                                      "subs r0, #1\n"
-                                      "str r0, [sp, #8]\n"
-                                      "bne 1b\n"
-                                      "add sp, #12\n" RESTORE);
+    __asm__(SAVE);
+    __asm__("ldr r6, [sp, #40]\n"
+            "lsls r6, r6, #6\n"
+            "adds r6, r6, r0\n"
+            "mov r12, r6\n"
+            "ldr r4, [sp, #40]\n"
+            "lsls r4, r4, #31\n" // an odd number of fours starts in the middle of the loop
+            "lsrs r4, r4, #29\n"
+            "subs r1, r1, r4\n"
+            "mov lr, r1\n"
+            "push {r0, r2, r3}\n"
+            "1: ldr r6, [sp, #48]\n"
+            "ldmia r6!, {r0, r1, r2, r3}\n"
+            "mov r8, r0\n"
+            "mov r9, r1\n"
+            "mov r10, r2\n"
+            "mov r11, r3\n"
+            "ldr r6, [sp]\n"
+            "mov r7, lr\n"
+            "ldr r4, [sp, #52]\n"
+            "lsrs r4, r4, #1\n"
+            "bcs 3f\n"
+            "2:\n");
+    __asm__(TWO(0) TWO(2));
+    __asm__("3:\n");
+    __asm__(TWO(4) TWO(6));
+    __asm__("adds r7, #8\n"
+            "cmp r6, r12\n"
+            "bne 2b\n"
+            "mov r0, r8\n"
+            "mov r1, r9\n"
+            "mov r2, r10\n"
+            "mov r3, r11\n"
+            "ldr r6, [sp, #48]\n"
+            "stmia r6!, {r0, r1, r2, r3}\n"
+            "str r6, [sp, #48]\n"
+            "ldr r0, [sp, #4]\n"
+            "add lr, r0\n"
+            "ldr r0, [sp, #8]\n"
+            "subs r0, #1\n"
+            "str r0, [sp, #8]\n"
+            "bne 1b\n"
+            "add sp, #12\n");
+    __asm__(RESTORE);
 }
 
 __attribute__((noinline)) static uint32_t grad_quads(const conv_grad_t *c, const uint8_t *records,

@@ -27,9 +27,32 @@
     "asrs r1, r1, #15\n"                                                                          \
     "adcs r2, r1\n"
 
-NAKED int32_t sp_mbqm(int32_t x __attribute__((unused)),
-                      int32_t multiplier __attribute__((unused)),
-                      int32_t shift __attribute__((unused))) {
+NAKED int64_t sp_mul64(int32_t a, int32_t b) {
+    __asm__("push {r4, lr}\n"
+            "uxth r2, r1\n"
+            "asrs r3, r1, #16\n"
+            "muls r1, r0, r1\n"
+            "mov r12, r1\n" // the lower half
+            "uxth r1, r0\n"
+            "asrs r0, r0, #16\n"
+            "mov r4, r1\n"
+            "muls r4, r2, r4\n"
+            "lsrs r4, r4, #16\n"
+            "muls r2, r0, r2\n"
+            "adds r4, r4, r2\n"
+            "muls r0, r3, r0\n"
+            "muls r1, r3, r1\n"
+            "uxth r2, r4\n"
+            "adds r1, r1, r2\n"
+            "asrs r1, r1, #16\n"
+            "asrs r4, r4, #16\n"
+            "adds r0, r0, r4\n"
+            "adds r1, r1, r0\n"
+            "mov r0, r12\n"
+            "pop {r4, pc}\n");
+}
+
+NAKED int32_t sp_mbqm(int32_t x, int32_t multiplier, int32_t shift) {
     __asm__("push {r4, r5, r6, lr}\n"
             "asrs r5, r1, #16\n"
             "uxth r4, r1\n"
@@ -40,7 +63,9 @@ NAKED int32_t sp_mbqm(int32_t x __attribute__((unused)),
             "movs r2, #30\n"
             "1: lsls r0, r2\n"
             "movs r6, #0\n"
-            "2:\n" HIGH_MUL "cmp r6, #0\n"
+            "2:\n");
+    __asm__(HIGH_MUL);
+    __asm__("cmp r6, #0\n"
             "beq 4f\n"
             "cmp r6, #31\n"
             "ble 3f\n"
@@ -62,25 +87,23 @@ NAKED int32_t sp_mbqm(int32_t x __attribute__((unused)),
 #define REQUANTIZE(keep)                                                                          \
     SAVE "mov r6, r0\n"                                                                           \
          "mov r7, r1\n"                                                                           \
-         "push {r2}\n"                                                                            \
-         "adds r2, #20\n"                                                                         \
          "ldmia r2!, {r0, r1, r3, r4}\n"                                                          \
          "mov r12, r0\n"                                                                          \
          "mov r9, r1\n"                                                                           \
          "mov r10, r3\n"                                                                          \
          "mov r11, r4\n"                                                                          \
-         "1: ldr r2, [sp]\n"                                                                      \
-         "ldr r0, [r2]\n"                                                                         \
-         "ldr r1, [r2, #8]\n"                                                                     \
+         "push {r2}\n"                                                                            \
+         "ldmia r2!, {r0, r1, r3}\n"                                                              \
+         "1: ldmia r2!, {r3, r4}\n"                                                               \
+         "adds r4, r4, r6\n"                                                                      \
+         "mov lr, r4\n"                                                                           \
          "ldr r4, [r0, #4]\n"                                                                     \
-         "ldr r3, [r0, #8]\n"                                                                     \
-         "rsbs r3, r3, #0\n"                                                                      \
-         "mov r8, r3\n"                                                                           \
-         "adds r0, r0, r1\n"                                                                      \
+         "ldr r5, [r0, #8]\n"                                                                     \
+         "rsbs r5, r5, #0\n"                                                                      \
+         "mov r8, r5\n"                                                                           \
+         "adds r0, r0, r3\n"                                                                      \
+         "subs r2, #20\n"                                                                         \
          "str r0, [r2]\n"                                                                         \
-         "ldr r1, [r2, #12]\n"                                                                    \
-         "adds r1, r1, r6\n"                                                                      \
-         "mov lr, r1\n"                                                                           \
          "asrs r5, r4, #16\n"                                                                     \
          "uxth r4, r4\n"                                                                          \
          "2: ldmia r6!, {r0}\n" HIGH_MUL "asrs r0, r2, #31\n"                                     \
@@ -98,23 +121,18 @@ NAKED int32_t sp_mbqm(int32_t x __attribute__((unused)),
          "cmp r6, lr\n"                                                                           \
          "bne 2b\n"                                                                               \
          "ldr r2, [sp]\n"                                                                         \
-         "ldmia r2!, {r0, r1}\n"                                                                  \
-         "ldr r3, [r2, #8]\n"                                                                     \
+         "ldmia r2!, {r0, r1, r3}\n"                                                              \
          "adds r7, r7, r3\n"                                                                      \
          "cmp r0, r1\n"                                                                           \
          "bne 1b\n"                                                                               \
          "add sp, #4\n" RESTORE "4: mov r2, r10\n"                                                \
          "b 3b\n"
 
-NAKED void sp_requantize_sums(const int32_t *sum __attribute__((unused)),
-                              int8_t *y __attribute__((unused)),
-                              requantize_t *r __attribute__((unused))) {
+NAKED void sp_requantize_sums(const int32_t *sum, int8_t *y, requantize_t *r) {
     __asm__(REQUANTIZE(""));
 }
 
-NAKED void sp_requantize_kept(int32_t *sum __attribute__((unused)),
-                              int8_t *y __attribute__((unused)),
-                              requantize_t *r __attribute__((unused))) {
+NAKED void sp_requantize_kept(int32_t *sum, int8_t *y, requantize_t *r) {
     __asm__(REQUANTIZE("subs r6, #4\n"
                        "stmia r6!, {r2}\n"));
 }

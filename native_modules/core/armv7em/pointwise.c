@@ -1,0 +1,328 @@
+// Convolution and the gradient of its input. Four pixels go together: each word of weights is
+// loaded and widened once for 16 products, which take 8 SMLAD and 5 other instructions.
+//
+// Packed pixels are fours of channels: for each of the four pixels a word with channels 0 and 2
+// and one with channels 1 and 3.
+
+#include "armv7em.h"
+
+enum { QUAD = 4, CHUNK = 64 }; // pixels, elements of a row of weights
+
+// Four more channels of the weights at r1 and the packed pixels at r0.
+#define FOUR                                                                                      \
+    "ldr r10, [r1], #4\n"                                                                         \
+    "ldmia r0!, {r6-r9}\n"                                                                        \
+    "sxtb16 r11, r10, ror #8\n"                                                                   \
+    "sxtb16 r10, r10\n"                                                                           \
+    "smlad r2, r6, r10, r2\n"                                                                     \
+    "smlad r2, r7, r11, r2\n"                                                                     \
+    "smlad r3, r8, r10, r3\n"                                                                     \
+    "smlad r3, r9, r11, r3\n"                                                                     \
+    "ldmia r0!, {r6-r9}\n"                                                                        \
+    "smlad r4, r6, r10, r4\n"                                                                     \
+    "smlad r4, r7, r11, r4\n"                                                                     \
+    "smlad r5, r8, r10, r5\n"                                                                     \
+    "smlad r5, r9, r11, r5\n"
+
+// sum[r] += the quad's packed [4 * fours] . w[r], for n_rows rows of weights that start at
+// multiples of 4; fours and n_rows are not 0.
+NAKED static void
+dot_quad(const uint32_t *packed __attribute__((unused)), const int8_t *w __attribute__((unused)),
+         uint32_t stride __attribute__((unused)), uint32_t n_rows __attribute__((unused)),
+         int32_t (*sum)[QUAD] __attribute__((unused)), uint32_t fours __attribute__((unused))) {
+    // r0 packed, r1 weights, r2 to r5 sums, r6 to r9 pixels, r10, r11 weights, r12 end of packed,
+    // lr sum; on the stack packed, row, stride, end of sum, and where in the loop to start: a FOUR
+    // has 52 bytes.
+    __asm__("push {r4-r11, lr}\n"
+            "ldrd lr, r5, [sp, #36]\n"
+            "add r12, r0, r5, lsl #5\n"
+            "add r3, lr, r3, lsl #4\n"
+            "rsb r5, r5, #0\n"
+            "and r5, r5, #3\n"
+            "movs r6, #52\n"
+            "adr.w r4, 4f\n"
+            "mla r4, r5, r6, r4\n"
+            "orr r4, r4, #1\n"
+            "push {r0-r4}\n"
+            "1: ldm lr, {r2-r5}\n"
+            "ldr pc, [sp, #16]\n"
+            ".balign 4\n"
+            "4:\n" FOUR FOUR FOUR FOUR "cmp r0, r12\n"
+            "bne 4b\n"
+            "stmia lr!, {r2-r5}\n"
+            "ldm sp, {r0-r3}\n"
+            "add r1, r1, r2\n"
+            "str r1, [sp, #4]\n"
+            "cmp lr, r3\n"
+            "bne 1b\n"
+            "add sp, #20\n"
+            "pop {r4-r11, pc}\n");
+}
+
+void sp_store_mask(uint8_t *mask, uint32_t e, const int32_t *v, uint32_t step, uint32_t n,
+                   int32_t low, uint32_t range) {
+    uint8_t *byte = mask + (e >> 3);
+    for (uint32_t bit = 1u << (e & 7); n; bit = 1) {
+        uint32_t bits = *byte;
+        for (; n && bit < 256; --n, bit <<= 1, v += step) {
+            bits = (uint32_t)(*v - low) <= range ? bits | bit : bits & ~bit;
+        }
+        *byte++ = (uint8_t)bits;
+    }
+}
+
+// The first n < 4 of four bytes, zeros after them: nothing is read past them.
+static uint32_t load_some(const int8_t *data, uint32_t n) {
+    uint32_t word = 0;
+    for (uint32_t i = n; i--;) {
+        word = word << 8 | (uint8_t)data[i];
+    }
+    return word;
+}
+
+// Packs n elements of four pixels, `step` bytes apart.
+static void pack(uint32_t *words, const int8_t *data, uint32_t step, uint32_t n) {
+    const int8_t *data1 = data + step, *data2 = data1 + step, *data3 = data2 + step;
+    const int8_t *end = data + (n & ~3u);
+    for (; data != end; data += 4, data1 += 4, data2 += 4, data3 += 4, words += 8) {
+        const uint32_t a = load(data), b = load(data1), c = load(data2), d = load(data3);
+        words[0] = evens(a);
+        words[1] = odds(a);
+        words[2] = evens(b);
+        words[3] = odds(b);
+        words[4] = evens(c);
+        words[5] = odds(c);
+        words[6] = evens(d);
+        words[7] = odds(d);
+    }
+    for (uint32_t p = 0; n & 3 && p < QUAD; ++p, data += step, words += 2) {
+        const uint32_t some = load_some(data, n & 3);
+        words[0] = evens(some);
+        words[1] = odds(some);
+    }
+}
+
+static void copy(int8_t *restrict to, const int8_t *restrict from, uint32_t n) {
+    for (; n >= 4; n -= 4, to += 4, from += 4) {
+        ((any_word_t *)to)->v = load(from);
+    }
+    while (n--) {
+        *to++ = *from++;
+    }
+}
+
+static void fill(int8_t *to, int8_t value, uint32_t n) {
+    while (n--) {
+        *to++ = value;
+    }
+}
+
+// Elements from .. from + n of the window of output (oy, ox), taps outside x being its zero point.
+static void copy_window(const conv_t *c, int32_t oy, int32_t ox, uint32_t from, uint32_t n,
+                        int8_t *to) {
+    const tensor_t *x = &c->x;
+    const window_t *k = &c->k;
+    const span_t v = span(oy, k->stride_h, k->top, k->kh, x->h);
+    const span_t u = span(ox, k->stride_w, k->left, k->kw, x->w);
+    const uint32_t channels = (uint32_t)x->c, run = (uint32_t)(u.to - u.from) * channels;
+    const int8_t zero = (int8_t)x->zero_point;
+    uint32_t done = 0;
+    for (int32_t ky = v.from; ky < v.to; ++ky) {
+        const int8_t *data = (const int8_t *)x->data + at(x, v.start + ky, u.start + u.from);
+        const uint32_t start = (uint32_t)(ky * k->kw + u.from) * channels;
+        const uint32_t low = start > from ? start : from;
+        const uint32_t high = umin32(start + run, from + n);
+        if (low < high) {
+            fill(to + done, zero, low - from - done);
+            copy(to + (low - from), data + (low - start), high - low);
+            done = high - from;
+        }
+    }
+    fill(to + done, zero, n - done);
+}
+
+// A sum that requantize does not take, as a value that is not yet limited.
+__attribute__((noinline)) static int32_t requantize_slowly(const conv_t *c, const record_t *r,
+                                                           int32_t sum) {
+    const int32_t v =
+        c->single ? once(sum, r->multiplier, r->shift) : mbqm(sum, r->multiplier, r->shift);
+    return add32(v, c->y.zero_point);
+}
+
+// The sums of a quad, or its first pixels, become values. A bit of `odd` says that requantize does
+// not take a channel's.
+INLINE void store_quad(const conv_t *c, const uint8_t *records, int32_t (*sum)[QUAD], uint32_t n,
+                       uint32_t pixels, int8_t *y, uint32_t odd, bool narrow) {
+    const int32_t zero = c->y.zero_point, low = c->out.min, high = c->out.max;
+    const uint32_t outputs = (uint32_t)c->y.c, size = c->size;
+    // Values past the last pixel go where the first one's does, which comes last.
+    const uint32_t y1 = pixels > 1 ? outputs : 0, y2 = pixels > 2 ? 2 * outputs : 0;
+    const uint32_t y3 = pixels > 3 ? 3 * outputs : 0;
+    for (int32_t *s = sum[0]; n--; s += QUAD, ++y, records += size, odd >>= 1) {
+        const record_t *r = (const record_t *)(const void *)records;
+        int32_t v0 = s[0], v1 = s[1], v2 = s[2], v3 = s[3];
+        if (odd & 1) {
+            v0 = requantize_slowly(c, r, v0);
+            v1 = requantize_slowly(c, r, v1);
+            v2 = requantize_slowly(c, r, v2);
+            v3 = requantize_slowly(c, r, v3);
+        } else {
+            const int32_t multiplier = r->multiplier, shift = -r->shift;
+            v0 = requantize(v0, multiplier, shift, zero);
+            v1 = requantize(v1, multiplier, shift, zero);
+            v2 = requantize(v2, multiplier, shift, zero);
+            v3 = requantize(v3, multiplier, shift, zero);
+        }
+        if (narrow) { // a mask may want them
+            s[0] = v0;
+            s[1] = v1;
+            s[2] = v2;
+            s[3] = v3;
+        }
+        y[y3] = (int8_t)(narrow ? limit32(v3, low, high) : __builtin_arm_ssat(v3, 8));
+        y[y2] = (int8_t)(narrow ? limit32(v2, low, high) : __builtin_arm_ssat(v2, 8));
+        y[y1] = (int8_t)(narrow ? limit32(v1, low, high) : __builtin_arm_ssat(v1, 8));
+        y[0] = (int8_t)(narrow ? limit32(v0, low, high) : __builtin_arm_ssat(v0, 8));
+    }
+}
+
+__attribute__((noinline)) static void store_full(const conv_t *c, const uint8_t *records,
+                                                 int32_t (*sum)[QUAD], uint32_t n,
+                                                 uint32_t pixels, int8_t *y, uint32_t odd) {
+    store_quad(c, records, sum, n, pixels, y, odd, false);
+}
+
+__attribute__((noinline)) static void store_kept(const conv_t *c, const uint8_t *records,
+                                                 int32_t (*sum)[QUAD], uint32_t n,
+                                                 uint32_t pixels, int8_t *y, uint32_t odd) {
+    store_quad(c, records, sum, n, pixels, y, odd, true);
+}
+
+void sp_conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias, uint32_t first,
+                   uint32_t n) {
+    const tensor_t *x = &c->x, *y = &c->y;
+    const window_t *k = &c->k;
+    const uint32_t pixels = (uint32_t)(y->h * y->w), channels = (uint32_t)x->c;
+    const uint32_t row = (uint32_t)k->taps * channels, outputs = (uint32_t)y->c;
+    int32_t sum[BLOCK][QUAD], start[BLOCK];
+    uint32_t packed[CHUNK * 2];
+    int8_t bytes[CHUNK];
+    uint32_t odd = 0;
+    for (uint32_t i = 0; i < n; ++i) {
+        const record_t *r = record_at(records, c->size, i);
+        start[i] = (int32_t)((uint32_t)(bias ? bias[i] : r->bias) -
+                             (uint32_t)r->sum * (uint32_t)x->zero_point);
+        odd |= (uint32_t)(c->single || !is_plain(r, start[i], row)) << i;
+    }
+    const uint32_t quad = umin32(pixels, QUAD);
+    const bool direct = k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->top == 0 &&
+                        k->left == 0 && x->h == y->h && x->w == y->w && quad == QUAD;
+    const bool full = c->out.min == -128 && c->out.max == 127 && !c->out.mask;
+    const uint32_t range = (uint32_t)(c->out.max - c->out.min);
+    int32_t oy = 0, ox = 0;
+    for (uint32_t pixel = 0; pixel < pixels; pixel += quad) {
+        const uint32_t past = pixel + quad > pixels ? pixel + quad - pixels : 0;
+        pixel -= past; // the last four are done again if need be
+        for (ox -= (int32_t)past; ox < 0; ox += y->w) {
+            --oy;
+        }
+        for (uint32_t i = 0; i < n; ++i) {
+            sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = start[i];
+        }
+        for (uint32_t from = 0; from < row; from += CHUNK) {
+            const uint32_t length = umin32(row - from, CHUNK);
+            if (direct) {
+                pack(packed, (const int8_t *)x->data + pixel * channels + from, channels, length);
+            } else {
+                int32_t ny = oy, nx = ox;
+                for (uint32_t p = 0; p < QUAD; ++p) {
+                    if (p < quad) {
+                        copy_window(c, ny, nx, from, length, bytes);
+                        fill(bytes + length, 0, 0u - length & 3);
+                    }
+                    if (++nx == y->w) {
+                        nx = 0;
+                        ++ny;
+                    }
+                    uint32_t *words = packed + 2 * p;
+                    for (uint32_t i = 0; i < length; i += 4, words += 2 * QUAD) {
+                        const uint32_t four = load(bytes + i);
+                        words[0] = evens(four);
+                        words[1] = odds(four);
+                    }
+                }
+            }
+            dot_quad(packed, record_at(records, c->size, 0)->weight + from, c->size, n, sum,
+                     (length + 3) >> 2);
+        }
+        for (ox += (int32_t)quad; ox >= y->w; ox -= y->w) {
+            ++oy;
+        }
+        const uint32_t e = pixel * outputs + first;
+        if (full) {
+            store_full(c, records, sum, n, quad, c->out.y + e, odd);
+        } else {
+            store_kept(c, records, sum, n, quad, c->out.y + e, odd);
+            for (uint32_t p = 0; p < quad && c->out.mask; ++p) {
+                sp_store_mask(c->out.mask, e + p * outputs, sum[0] + p, QUAD, n, c->out.min,
+                              range);
+            }
+        }
+    }
+}
+
+// Packs n gradients of four pixels, `step` elements apart.
+static void pack_s16(uint32_t *words, const int16_t *g, uint32_t step, uint32_t n) {
+    for (uint32_t p = 0; p < QUAD; ++p, g += step, words += 2) {
+        uint32_t *to = words;
+        uint32_t i = 0;
+        for (; i + 4 <= n; i += 4, to += 2 * QUAD) {
+            const uint32_t a = load(g + i), b = load(g + i + 2);
+            to[0] = lower(a, b);
+            to[1] = upper(a, b);
+        }
+        if (i < n) {
+            const uint32_t g1 = i + 1 < n ? (uint16_t)g[i + 1] : 0;
+            const uint32_t g2 = i + 2 < n ? (uint32_t)g[i + 2] << 16 : 0;
+            to[0] = (uint16_t)g[i] | g2;
+            to[1] = g1;
+        }
+    }
+}
+
+// The records are padded with zeros to a multiple of 4; those of trained weights may not be.
+uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, uint32_t first,
+                                  uint32_t n) {
+    const tensor_t *g = &c->g, *dx = &c->dx;
+    const window_t *k = &c->k;
+    const uint32_t pixels = (uint32_t)(dx->h * dx->w), outputs = (uint32_t)g->c;
+    const uint32_t channels = (uint32_t)dx->c;
+    if (!(k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->top == 0 && k->left == 0 &&
+          g->h == dx->h && g->w == dx->w && pixels >= QUAD)) {
+        return sp_conv_input_grad_block_plain(c, records, first, n);
+    }
+    int32_t sum[BLOCK][QUAD];
+    uint32_t packed[CHUNK * 2];
+    uint32_t seen = 0;
+    const int32_t shift = c->shift;
+    for (uint32_t pixel = 0; pixel < pixels; pixel += QUAD) {
+        pixel = umin32(pixel, pixels - QUAD); // the last four are done again if need be
+        for (uint32_t i = 0; i < n; ++i) {
+            sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = 0;
+        }
+        for (uint32_t from = 0; from < outputs; from += CHUNK) {
+            const uint32_t length = umin32(outputs - from, CHUNK);
+            pack_s16(packed, (const int16_t *)g->data + pixel * outputs + from, outputs, length);
+            dot_quad(packed, (const int8_t *)records + from, c->size, n, sum, (length + 3) >> 2);
+        }
+        int16_t *d = (int16_t *)dx->data + pixel * channels + first;
+        for (const int32_t *s = sum[0], *end = sum[n]; s != end; s += QUAD, ++d) {
+            int16_t *to = d;
+            for (uint32_t p = 0; p < QUAD; ++p, to += channels) {
+                seen |= magnitude32(s[p]);
+                *to = (int16_t)shift_right(s[p], shift);
+            }
+        }
+    }
+    return seen;
+}

@@ -1,0 +1,43 @@
+// What the kernels for Xtensa share. ESP32, S2 and S3 have these instructions, which the compiler,
+// made for the ESP8266, does not know. Loops without overhead and the 40-bit accumulator are not
+// among them: the S2 has neither.
+
+#ifndef SPROUT_XTENSAWIN_H
+#define SPROUT_XTENSAWIN_H
+
+#include "../kernels.h"
+
+static inline int32_t load8(const int8_t *p) {
+    int32_t x;
+    __asm__("sext %0, %1, 7" : "=a"(x) : "a"((uint32_t)*(const uint8_t *)p));
+    return x;
+}
+
+// Of the lower halves; the compiler would extend their signs first.
+static inline int32_t mul16(int32_t a, int32_t b) {
+    int32_t x;
+    __asm__("mul16s %0, %1, %2" : "=a"(x) : "a"(a), "a"(b));
+    return x;
+}
+
+enum { TRIO = 3 }; // pixels that go together
+
+// sum[r][p] = from[r][p] + x[p] . w[r] for two rows of weights; x [n][3], n a multiple of 4
+void sp_dot_two(const int16_t *x, const int8_t *w0, const int8_t *w1, uint32_t n,
+                const int32_t *from, int32_t *sum);
+
+// Sums of n channels, three pixels each, become int8 values: value p of channel i goes to
+// y[i + p * pixel]. The sums become the values before they are limited.
+typedef struct {
+    int32_t zero_point, low, high;
+    uint32_t pixel, size; // from a pixel of y to the next, of a record
+} requantize_t;
+void sp_requantize_trios(int32_t *sum, const record_t *records, int8_t *y, uint32_t n,
+                         const requantize_t *r);
+// Whether that can be: multipliers of 0, or above and shifts from -31 to -1.
+bool sp_requantizes(const uint8_t *records, uint32_t size, uint32_t n);
+
+// Keeps in the mask which of n channels' values v[0], v[3], ... lie inside the limits.
+void sp_keep(const output_t *out, uint32_t e, const int32_t *v, uint32_t n);
+
+#endif
