@@ -3,6 +3,7 @@
 # make test         lint, then every test
 # make lint         ruff, mypy, clang-format
 # make natmods      the native modules of all boards, into native_modules/prebuilt
+# make natmod-xtensawin   the one for ESP32, S2 and S3, which takes Debian 12 and some packages
 # make bench-NAME   one measurement: a table, and build/bench-NAME.json
 # make clean        everything made here except the virtual environments
 #
@@ -10,7 +11,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build natmods demo test lint clean
+.PHONY: help setup build natmods natmod-xtensawin demo test lint clean
 
 PYTHON ?= python3
 VENV := .venv

@@ -182,7 +182,7 @@ TOOLCHAINS = {
         "rv32imc",
     ),
 }
-XTENSA = XtensaToolchain("xtensa-lx106-elf", ("-O2", "-mabi=windowed"), "xtensawin")
+XTENSA = XtensaToolchain("xtensa-lx106-elf", ("-Os", "-mabi=windowed"), "xtensawin")
 ALL_TOOLCHAINS = {**TOOLCHAINS, "xtensawin": XTENSA}  # TOOLCHAINS: those from pip
 
 

@@ -86,10 +86,12 @@ def network(classes: Sequence[str], seed: int, plan: str) -> Graph:
 
 
 @functools.cache
-def compiled(classes: tuple[str, ...], seed: int, plan: str, gradient_bits: int = 14) -> Blob:
-    """Return the blob of the same."""
+def compiled(
+    classes: tuple[str, ...], seed: int, plan: str, fractions: str = "all", gradient_bits: int = 14
+) -> Blob:
+    """Return the blob of the same; ``fractions`` and ``gradient_bits`` as in ``compile_graph``."""
     graph = replace_head(frontends.load(MODEL), list(classes), None, seed=seed)
-    return compiler.compile_graph(graph, plan, gradient_bits=gradient_bits)
+    return compiler.compile_graph(graph, plan, fractions=fractions, gradient_bits=gradient_bits)
 
 
 def boundary(blob: Blob) -> tuple[int, list[tuple[int, int]]]:
@@ -147,7 +149,7 @@ class Settings:
     seed: int
     samples: int
     batch: int = 1
-    accumulate: bool = False
+    fractions: str = "none"
     gradient_bits: int = 14
 
 
@@ -160,7 +162,7 @@ def learn(
     blob: Blob, settings: Settings, train: Replay, labels: Array, test: Replay, truth: Array
 ) -> dict[str, Any]:
     """Learn on the integer engine; return accuracy (percent) after each epoch, and more."""
-    accumulate = settings.accumulate or settings.batch > 1
+    accumulate = settings.batch > 1
     engine = Engine(blob.to_bytes(), accumulate=accumulate)
     n_classes = blob.n_classes
     order = orders(settings)
@@ -215,21 +217,24 @@ def accuracy(engine: Engine, test: Replay, truth: Array, n_classes: int) -> floa
 
 
 def code_digest(thing: object) -> str:
-    """Return a digest of the module that defines ``thing``, blind to comments and layout."""
+    """Return a digest of the module that defines ``thing``, blind to comments and imports."""
     tree = ast.parse(inspect.getsource(inspect.getmodule(thing)))  # type: ignore[arg-type]
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     for node in ast.walk(tree):
         if isinstance(node, documented) and ast.get_docstring(node):
             node.body = node.body[1:]
+    imports = (ast.Import, ast.ImportFrom)
+    tree.body = [node for node in tree.body if not isinstance(node, imports)]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
 def parameters_digest(graph: Graph) -> str:
-    """Return a digest of the parameters of a network and of what learns in it."""
+    """Return a digest of a network's parameters and of what learns; spare classes do not count."""
     digest = hashlib.sha256()
     for op in graph.convs:
+        rows = len(graph.classes) if op is graph.convs[-1] else None
         for name in ("weight", "bias", "weight_scales"):
-            digest.update(np.ascontiguousarray(op.params[name]).tobytes())
+            digest.update(np.ascontiguousarray(op.params[name][:rows]).tobytes())
         channels = op.attrs["train_channels"]
         marks = (op.attrs["train_bias"], op.attrs["train_weight"], channels is not None)
         digest.update(repr(marks).encode() + (b"" if channels is None else channels.tobytes()))
@@ -237,18 +242,21 @@ def parameters_digest(graph: Graph) -> str:
 
 
 def fingerprint(blob: Blob) -> str:
-    """Return a digest of what the blob computes: its bytes, and its parameters after 8 steps.
+    """Return a digest of what the blob computes: losses and logits of 16 steps.
 
     Code that changes without changing the arithmetic keeps it.
     """
     engine = Engine(blob.to_bytes())
     rng = np.random.default_rng(0)
     shape = blob.tensors[blob.input].shape
-    for t in range(8):
+    digest = hashlib.sha256()
+    for t in range(16):
         picture = rng.integers(0, 256, shape, np.uint8)
         engine.step(picture, t % blob.n_classes, (3000, -20), 1, t)
-    parts = (blob.constants, blob.initial, engine.digest().encode())
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+        engine.set_input(picture)
+        logits = engine.forward().ravel()[: blob.n_classes]
+        digest.update(logits.tobytes() + repr(engine.run.loss_q16).encode())
+    return digest.hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -264,6 +272,11 @@ def cached(folder: str, key: dict[str, Any], make: Callable[[], dict[str, Any]])
     result = make()
     keep(folder, key, result)
     return result
+
+
+def run_key(side: str, on: str, code: str, run: Settings) -> dict[str, Any]:
+    """Return all that a run's result depends on: "int" or "float", test set, code, settings."""
+    return {"side": side, "on": on, "code": code, **dataclasses.asdict(run)}
 
 
 def cache_path(folder: str, key: dict[str, Any]) -> pathlib.Path:

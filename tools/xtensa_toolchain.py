@@ -30,11 +30,12 @@ PACKAGES = (
     "gcc",
     "libc6-dev",
     "make",
+    "xz-utils",
     "bison",
     "flex",
     "texinfo",
 )
-NEEDED = (GCC, "qemu-system-xtensa", "gcc", "make", "bison", "flex", "makeinfo")
+NEEDED = (GCC, "qemu-system-xtensa", "gcc", "make", "xz", "bison", "flex", "makeinfo")
 CORE = "target/xtensa/core-dc233c"
 SOURCES = (
     "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] "

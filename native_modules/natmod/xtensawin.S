@@ -67,3 +67,37 @@ mpy_start:
     slli a8, a8, 16
     or a2, a2, a8
     end __muldi3
+
+// a3:a2 shifted by a4, 0 to 63
+    function __ashrdi3
+    ssr a4
+    bbsi a4, 5, 1f
+    src a2, a3, a2
+    sra a3, a3
+    retw
+1:
+    sra a2, a3
+    srai a3, a3, 31
+    end __ashrdi3
+
+    function __lshrdi3
+    ssr a4
+    bbsi a4, 5, 1f
+    src a2, a3, a2
+    srl a3, a3
+    retw
+1:
+    srl a2, a3
+    movi a3, 0
+    end __lshrdi3
+
+    function __ashldi3
+    ssl a4
+    bbsi a4, 5, 1f
+    src a3, a3, a2
+    sll a2, a2
+    retw
+1:
+    sll a3, a2
+    movi a2, 0
+    end __ashldi3

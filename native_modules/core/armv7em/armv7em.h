@@ -45,11 +45,33 @@ INLINE int32_t requantize(int32_t v, int32_t multiplier, int32_t shift, int32_t 
     return v;
 }
 
-// Whether requantize is right for a record: twice the sum fits 32 bits (it starts at `start` and
-// gets `row` products of at most 2**14), the multiplier is positive, the shift goes right.
+// The same for any sum.
+INLINE int32_t requantize_wide(int32_t v, int32_t multiplier, int32_t shift, int32_t zero) {
+    int32_t y = high_mul(v, multiplier);
+    __asm__("add %0, %0, %0, asr #31\n"
+            "asrs %0, %0, %1\n"
+            "adc %0, %0, %2\n"
+            : "+r"(y)
+            : "r"(shift), "r"(zero)
+            : "cc");
+    return y;
+}
+
+// Whether requantize_wide is right for a record: the multiplier is not negative, the shift goes
+// right.
+INLINE bool is_right(const record_t *record) {
+    return record->multiplier >= 0 && record->shift < 0 && record->shift > INT32_MIN;
+}
+
+// What they take as the shift of such a record.
+INLINE int32_t right_shift(const record_t *record) {
+    return (int32_t)__builtin_arm_usat(-record->shift, 5);
+}
+
+// Whether requantize is right for a record: twice the sum fits 32 bits too. It starts at `start`
+// and gets `row` products of at most 2**14. Channels that are all but dead have biases of 2**30.
 INLINE bool is_plain(const record_t *record, int32_t start, uint32_t row) {
-    return row <= 1 << 15 && magnitude32(start) < 1 << 29 && record->multiplier >= 0 &&
-           record->shift < 0 && record->shift >= -31;
+    return row <= 1 << 15 && magnitude32(start) < 1 << 29 && is_right(record);
 }
 
 // rshift32 of x by n: 0 <= n <= 31. The first bit shifted out rounds.

@@ -73,25 +73,24 @@ NAKED static void sum_windows(windows_t *s __attribute__((unused))) {
             "ldrd r0, r1, [r2, #32]\n"
             "ldr lr, [r2, #8]\n"
             "bx r12\n"
-            ".balign 4\n" TAP("[r0]") NEXT TAP("[r0]") NEXT TAP("[r0]") NEXT TAP("[r0]") NEXT
-            TAP("[r0]") NEXT TAP("[r0]") NEXT TAP("[r0]") NEXT
-            "4: ldr.w r2, [sp]\n"
-            "ldrd r8, r9, [r2]\n"
-            "add r0, r0, r8\n"
-            "add r1, r1, r9\n"
-            "subs lr, lr, #1\n"
-            "it ne\n"
-            "bxne r12\n"
-            "ldrd r8, r9, [r2, #40]\n"
-            "stmia r8!, {r4-r7}\n"
-            "ldr r0, [r2, #32]\n"
-            "ldr r3, [r2, #48]\n"
-            "add r0, r0, r3\n"
-            "str r0, [r2, #32]\n"
-            "str r8, [r2, #40]\n"
-            "cmp r8, r9\n"
-            "bne 2b\n"
-            "pop {r0, r4-r11, pc}\n");
+            ".balign 4\n" TAP("[r0]") NEXT TAP("[r0]") NEXT TAP("[r0]") NEXT TAP("[r0]")
+                NEXT TAP("[r0]") NEXT TAP("[r0]") NEXT TAP("[r0]") NEXT "4: ldr.w r2, [sp]\n"
+                                                                        "ldrd r8, r9, [r2]\n"
+                                                                        "add r0, r0, r8\n"
+                                                                        "add r1, r1, r9\n"
+                                                                        "subs lr, lr, #1\n"
+                                                                        "it ne\n"
+                                                                        "bxne r12\n"
+                                                                        "ldrd r8, r9, [r2, #40]\n"
+                                                                        "stmia r8!, {r4-r7}\n"
+                                                                        "ldr r0, [r2, #32]\n"
+                                                                        "ldr r3, [r2, #48]\n"
+                                                                        "add r0, r0, r3\n"
+                                                                        "str r0, [r2, #32]\n"
+                                                                        "str r8, [r2, #40]\n"
+                                                                        "cmp r8, r9\n"
+                                                                        "bne 2b\n"
+                                                                        "pop {r0, r4-r11, pc}\n");
 }
 
 // The weights of four channels in pairs: channels 0 and a, then b and 3.
@@ -117,7 +116,7 @@ __attribute__((noinline)) static void finish(const depthwise_t *d, const uint8_t
     const bool full = low == -128 && high == 127 && !d->out.mask;
     for (uint32_t i = 0; i < FOUR; ++i, records += d->size, odd >>= 1) {
         const record_t *r = (const record_t *)(const void *)records;
-        const int32_t multiplier = r->multiplier, shift = -r->shift;
+        const int32_t multiplier = r->multiplier, shift = right_shift(r);
         int8_t *y = d->out.y + e + i;
         int32_t *s = &sum[0][i], *end = &sum[n][i];
         if (full && !(odd & 1)) {
@@ -232,8 +231,8 @@ static reach_t reach(int32_t in, int32_t stride, int32_t pad, int32_t kernel, in
 }
 
 // dx of four channels; returns all magnitudes before the shift ored together.
-__attribute__((noinline)) static uint32_t
-four_gradients(const depthwise_grad_t *d, const uint8_t *records, uint32_t first) {
+__attribute__((noinline)) static uint32_t four_gradients(const depthwise_grad_t *d,
+                                                         const uint8_t *records, uint32_t first) {
     const tensor_t *g = &d->g, *dx = &d->dx;
     const window_t *k = &d->k;
     const int32_t channels = g->c, shift = d->shift;

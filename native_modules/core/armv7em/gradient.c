@@ -50,8 +50,8 @@ __attribute__((noinline)) static void pointwise_gradient(const tensor_t *g, cons
         if (value) {
             total += (uint32_t)value;
             pixel[count] = data;
-            pair[count >> 1] = count & 1 ? pair[count >> 1] | (uint32_t)value << 16
-                                         : (uint16_t)value;
+            pair[count >> 1] =
+                count & 1 ? pair[count >> 1] | (uint32_t)value << 16 : (uint16_t)value;
             ++count;
         }
         if (count == 4) {

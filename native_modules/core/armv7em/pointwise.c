@@ -161,13 +161,20 @@ INLINE void store_quad(const conv_t *c, const uint8_t *records, int32_t (*sum)[Q
     for (int32_t *s = sum[0]; n--; s += QUAD, ++y, records += size, odd >>= 1) {
         const record_t *r = (const record_t *)(const void *)records;
         int32_t v0 = s[0], v1 = s[1], v2 = s[2], v3 = s[3];
-        if (odd & 1) {
+        const int32_t multiplier = r->multiplier;
+        if (odd & 1 && !c->single && is_right(r)) {
+            const int32_t shift = right_shift(r);
+            v0 = requantize_wide(v0, multiplier, shift, zero);
+            v1 = requantize_wide(v1, multiplier, shift, zero);
+            v2 = requantize_wide(v2, multiplier, shift, zero);
+            v3 = requantize_wide(v3, multiplier, shift, zero);
+        } else if (odd & 1) {
             v0 = requantize_slowly(c, r, v0);
             v1 = requantize_slowly(c, r, v1);
             v2 = requantize_slowly(c, r, v2);
             v3 = requantize_slowly(c, r, v3);
         } else {
-            const int32_t multiplier = r->multiplier, shift = -r->shift;
+            const int32_t shift = right_shift(r);
             v0 = requantize(v0, multiplier, shift, zero);
             v1 = requantize(v1, multiplier, shift, zero);
             v2 = requantize(v2, multiplier, shift, zero);
@@ -187,14 +194,14 @@ INLINE void store_quad(const conv_t *c, const uint8_t *records, int32_t (*sum)[Q
 }
 
 __attribute__((noinline)) static void store_full(const conv_t *c, const uint8_t *records,
-                                                 int32_t (*sum)[QUAD], uint32_t n,
-                                                 uint32_t pixels, int8_t *y, uint32_t odd) {
+                                                 int32_t (*sum)[QUAD], uint32_t n, uint32_t pixels,
+                                                 int8_t *y, uint32_t odd) {
     store_quad(c, records, sum, n, pixels, y, odd, false);
 }
 
 __attribute__((noinline)) static void store_kept(const conv_t *c, const uint8_t *records,
-                                                 int32_t (*sum)[QUAD], uint32_t n,
-                                                 uint32_t pixels, int8_t *y, uint32_t odd) {
+                                                 int32_t (*sum)[QUAD], uint32_t n, uint32_t pixels,
+                                                 int8_t *y, uint32_t odd) {
     store_quad(c, records, sum, n, pixels, y, odd, true);
 }
 
@@ -290,7 +297,7 @@ static void pack_s16(uint32_t *words, const int16_t *g, uint32_t step, uint32_t 
     }
 }
 
-// The records are padded with zeros to a multiple of 4; those of trained weights may not be.
+// Records are padded to a multiple of 4, with anything: packed gradients past the last are zeros.
 uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, uint32_t first,
                                   uint32_t n) {
     const tensor_t *g = &c->g, *dx = &c->dx;

@@ -7,6 +7,8 @@
 
 #include "../kernels.h"
 
+#pragma GCC optimize("O2") // all else is compiled for size
+
 static inline int32_t load8(const int8_t *p) {
     int32_t x;
     __asm__("sext %0, %1, 7" : "=a"(x) : "a"((uint32_t)*(const uint8_t *)p));

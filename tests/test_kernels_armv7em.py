@@ -1,0 +1,38 @@
+"""The kernels made for ARMv7E-M against the plain ones: the cases of those for ARMv6-M.
+
+The module runs on an emulated Cortex-M4 with guard pages around every buffer, the plain kernels on
+this machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import test_kernels_armv6m as cases
+from emulator import Processor
+
+
+@pytest.fixture(scope="module", params=["start", "end"])
+def processor(request: Any) -> Processor:
+    return Processor("cortex-m4", edge=request.param)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_convolution(processor: Processor, seed: int) -> None:
+    cases.test_convolution(processor, seed)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_depthwise(processor: Processor, seed: int) -> None:
+    cases.test_depthwise(processor, seed)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_input_gradients(processor: Processor, seed: int) -> None:
+    cases.test_input_gradients(processor, seed)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_weight_updates(processor: Processor, seed: int) -> None:
+    cases.test_weight_updates(processor, seed)
