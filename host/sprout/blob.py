@@ -49,8 +49,9 @@ Program section
 The tensor table, then index lists (u16) and the input table.
 
 A tensor (16 bytes): u32 arena offset; u16 h, w, c; u8 dtype (0 int8, 1 int16, 2 int32, 3 bits); i8
-zero point; u16 exponent slot (65535: none); u16 reserved.  Elements lie in the order h, w, c.  A
-``bits`` tensor keeps element e in bit ``e & 7`` of byte ``e >> 3``.
+zero point; u16 exponent slot (65535: none); u16 rows that the arena has room for (0: all h; see
+STREAM).  Elements lie in the order h, w, c.  A ``bits`` tensor keeps element e in bit ``e & 7`` of
+byte ``e >> 3``.
 
 Constants section
 =================
@@ -62,7 +63,7 @@ relative to the program section.
 
 An operator (64 bytes): u16 opcode; u16 flags; six u16 tensor numbers (65535: none); twelve i32
 parameters p0 to p11.  Flag 1 (``TRAIN``): skipped when only predicting.  Flag 2 (``INFER``):
-skipped when learning.
+skipped when learning.  Flag 4 (``MEMBER``): it belongs to the STREAM before it, which runs it.
 
 Geometry is packed: ``p0 = kh | kw << 8 | stride_h << 16 | stride_w << 24`` and ``p1 =
 pad_top | pad_left << 8``; taps outside the input read the zero point, that is: contribute nothing.
@@ -127,6 +128,22 @@ Forward operators
     p0 index list, p1 its length: y = x[..., list]
 10 REQUANTIZE (x, y, mask)
     p0 multiplier, p1 shift, p2 p3 act. y = clamp(zy + mbqm(x - zx, p0, p1))
+
+11 STREAM (buffer)
+    the members, operators p0 to p0 + p1 - 1, run row by row; p2 = 1: on rows of the input as they
+    arrive. p3, p4: offset and length of the constants that they use; see below
+
+A STREAM computes what its members (1 to 5, 10; without masks and trained parameters) would compute
+one after the other, so what follows says only where things lie.  p10 and p11 of a member say where
+its first and second input come from: the member of that number (from 0), its group's input for p1,
+-1 a tensor that is there as a whole.  A tensor with a number of rows holds at any time a run of
+rows, the lowest at its start.  The member that comes last among those that can gives its next row,
+if the rows that it reads are held and there is room for one more; where there is none, rows that
+no member is going to read make some, those that stay moving to the start.  The buffer (int32)
+holds p1 operators (64 bytes each), then for each member, and for the input, two i16: the first row
+held and the one after the last; then, where memory does not hold the file, those constants.  With
+p2 = 1 it is operator 0; it runs while rows of the input are written, and in its turn only has to
+be finished.
 
 Gradients
 ---------
@@ -235,7 +252,7 @@ VERSION = 1
 HEADER = 128
 NONE = 0xFFFF
 EXP_ZERO = -30000
-TRAIN, INFER = 1, 2
+TRAIN, INFER, MEMBER = 1, 2, 4
 FLAG_INPUT_FLOAT, FLAG_OUTPUT_FLOAT, FLAG_LEARNS = 1, 2, 4
 
 OPCODES = {
@@ -249,6 +266,7 @@ OPCODES = {
     "softmax": 8,
     "gather": 9,
     "requantize": 10,
+    "stream": 11,
     "cross_entropy": 32,
     "scale_grad": 33,
     "conv_input_grad": 34,
@@ -276,7 +294,7 @@ TENSOR_SIZE, OP_SIZE = _TENSOR.size, _OP.size
 
 @dataclass
 class BlobTensor:
-    """A row of the tensor table."""
+    """A row of the tensor table; ``rows`` of its h rows are in the arena at a time, 0: all."""
 
     offset: int
     h: int
@@ -285,6 +303,7 @@ class BlobTensor:
     dtype: str
     zero_point: int
     slot: int
+    rows: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -293,7 +312,7 @@ class BlobTensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the arena."""
-        n = self.h * self.w * self.c
+        n = (self.rows or self.h) * self.w * self.c
         return (
             (n + 7) // 8
             if self.dtype == "bits"
@@ -361,7 +380,9 @@ class Blob:
     def to_bytes(self) -> bytes:
         """Return the file."""
         tensors = b"".join(
-            _TENSOR.pack(t.offset, t.h, t.w, t.c, DTYPES.index(t.dtype), t.zero_point, t.slot, 0)
+            _TENSOR.pack(t.offset, t.h, t.w, t.c, DTYPES.index(t.dtype), t.zero_point, t.slot,
+                t.rows,
+            )
             for t in self.tensors
         )
         ops = b"".join(_OP.pack(OPCODES[op.kind], op.flags, *op.t, *op.p) for op in self.ops)
@@ -434,12 +455,12 @@ def read(data: bytes, name: str = "blob") -> Blob:
         )
     tensors = []
     for i in range(n_tensors):
-        offset, h, w, c, dtype, zero, slot, _ = _TENSOR.unpack_from(program, i * TENSOR_SIZE)
+        offset, h, w, c, dtype, zero, slot, rows = _TENSOR.unpack_from(program, i * TENSOR_SIZE)
         if dtype >= len(DTYPES):
             raise SproutError(
                 f"{name} is damaged, tensor {i} has the unknown type {dtype}: compile it again."
             )
-        tensors.append(BlobTensor(offset, h, w, c, DTYPES[dtype], zero, slot))
+        tensors.append(BlobTensor(offset, h, w, c, DTYPES[dtype], zero, slot, rows))
     ops = []
     for i in range(n_ops):
         code, flag, *rest = _OP.unpack_from(constants, i * OP_SIZE)

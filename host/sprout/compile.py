@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import autodiff, blob, frontends, memory, passes
+from . import autodiff, blob, frontends, memory, passes, stream
 from . import plan as plans
 from .frontends.head import replace_head
 from .graph import (
@@ -59,13 +59,14 @@ def compile_model(
     seed: int = 0,
     input_range: tuple[float, float] | None = None,
     fractions: str = "all",
+    rows: bool = False,
 ) -> blob.Blob:
     """Compile a model file.
 
     ``classes`` replaces the head by a fresh one for these names with room for ``max_classes``;
     without it the model keeps its own.  ``input_range`` gives the real values of pixel 0 and 255
-    where the rule of ``input_table`` is wrong; ``fractions`` is as in ``compile_graph``.  Raises
-    SproutError.
+    where the rule of ``input_table`` is wrong; ``fractions`` and ``rows`` are as in
+    ``compile_graph``.  Raises SproutError.
     """
     graph = frontends.load(path)
     if classes:
@@ -85,7 +86,7 @@ def compile_model(
         raise SproutError(
             "max-classes: it needs --classes, because only a fresh head has room for more classes."
         )
-    return compile_graph(graph, plan, fractions=fractions, input_range=input_range)
+    return compile_graph(graph, plan, fractions=fractions, input_range=input_range, rows=rows)
 
 
 def compile_graph(
@@ -96,12 +97,15 @@ def compile_graph(
     gradient_bits: int = GRADIENT_BITS,
     fractions: str = "all",
     input_range: tuple[float, float] | None = None,
+    rows: bool = False,
+    by_rows: bool = True,
 ) -> blob.Blob:
     """Compile a graph; ``plan`` is an UpdatePlan or a text that ``plan.parse`` reads.
 
     ``gradient_bits`` below 14 narrows the gradients that enter a layer (7: what int8 would hold),
     for measurements.  ``fractions`` says which trained weights keep 4 bits below their LSB, half a
-    byte each: ``none``, ``head`` or ``all``.
+    byte each: ``none``, ``head`` or ``all``.  ``rows``: frames arrive row by row, and are nowhere
+    whole.  ``by_rows`` False runs every operator as a whole, for comparison.
     """
     if run_passes:
         graph = passes.run(graph)
@@ -111,6 +115,8 @@ def compile_graph(
     if run_passes:
         graph = passes.drop_silent(graph, autodiff.wanting(graph))
     schedule = autodiff.differentiate(graph)
+    if by_rows:
+        schedule = stream.group(schedule, rows)
     result = _Lowering(schedule, gradient_bits, fractions).assemble(input_range)
     result.info["plan"] = str(plan)
     return result
@@ -177,29 +183,6 @@ class _Lowering:
             if id(t) not in self.number:
                 self.number[id(t)] = len(self.tensors)
                 self.tensors.append(t)
-
-    # memory
-
-    def lifetimes(self) -> dict[int, memory.Buffer]:
-        """Buffer of each owning tensor: alive from its first use to its last, in steps of the
-        schedule."""
-        spans: dict[int, memory.Buffer] = {}
-
-        def touch(t: Tensor, step: int) -> None:
-            root = t.root()
-            b = spans.setdefault(id(root), memory.Buffer(root.nbytes, step, step))
-            b.first, b.last = min(b.first, step), max(b.last, step)
-
-        for step, op in enumerate(self.ops):
-            for t in (*op.inputs, *op.outputs):
-                touch(t, step)
-        touch(self.graph.input, -1)
-        for t in (self.graph.output, self.graph.logits):
-            touch(t, self.n_forward)  # they are read after the forward pass
-        if self.schedule.exponents is not None:
-            touch(self.schedule.exponents, self.n_forward)
-            touch(self.schedule.exponents, len(self.ops) - 1)
-        return spans
 
     # parts of the file
 
@@ -348,6 +331,11 @@ class _Lowering:
         """REQUANTIZE."""
         mult, shift = quantize_multiplier(op.inputs[0].scale / op.outputs[0].scale)
         return [mult, shift, op.attrs["act_min"], op.attrs["act_max"]]
+
+    def stream(self, op: Op, step: int) -> list[int]:
+        """STREAM; the constants of its members come next."""
+        a = op.attrs
+        return [step + 1, a["members"], int(a["fed"]), len(self.constants), a["kept"]]
 
     def cross_entropy(self, op: Op) -> list[int]:
         """CROSS_ENTROPY: the logits' scale as a factor for 2**-t and as mantissa and exponent."""
@@ -522,21 +510,21 @@ class _Lowering:
 
     def assemble(self, input_range: tuple[float, float] | None) -> blob.Blob:
         """Lower every operator and put the blob together."""
-        spans = self.lifetimes()
+        spans = memory.lifetimes(self.schedule)
         buffers = list(spans.values())
         arena = memory.place(buffers)
         rows: list[blob.BlobOp] = []
         for step, op in enumerate(self.ops):
-            p = getattr(self, op.kind)(op)
+            p = self.stream(op, step) if op.kind == "stream" else getattr(self, op.kind)(op)
             if op.kind in ("conv", "depthwise"):
                 self.records[op.attrs["conv_index"]] = p[4]
             flags = blob.TRAIN if op.kind == "gather" or step >= self.n_forward else 0
             flags |= blob.INFER if op.attrs.get("infer_only") else 0
-            rows.append(
-                blob.BlobOp(
-                    op.kind, flags, self.operands(op), [int(v) for v in p] + [0] * (12 - len(p))
-                )
-            )
+            p = [int(v) for v in p] + [0] * (12 - len(p))
+            if "sources" in op.attrs:
+                flags |= blob.MEMBER
+                p[10 : 10 + len(op.inputs)] = op.attrs["sources"]
+            rows.append(blob.BlobOp(op.kind, flags, self.operands(op), p))
         lut_at = 0
         lut = input_table(self.graph, input_range)
         if lut is not None:
@@ -546,7 +534,7 @@ class _Lowering:
         table = [
             blob.BlobTensor(
                 spans[id(t.root())].offset, *t.shape, t.dtype, t.zero_point if t.dtype == INT8 else
-                0, slots.get(id(t.root()), blob.NONE),
+                0, slots.get(id(t.root()), blob.NONE), t.rows,
             )
             for t in self.tensors
         ]  # fmt: skip

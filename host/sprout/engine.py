@@ -94,7 +94,7 @@ def _load(path: str) -> ctypes.CDLL:
     library.sprout_check.argtypes = [memory]
     library.sprout_run.argtypes = [memory, ctypes.POINTER(Run)]
     library.sprout_apply.argtypes = [memory]
-    library.sprout_input.argtypes = [memory, ctypes.c_void_p, ctypes.c_uint32]
+    library.sprout_input.argtypes = [memory, ctypes.c_void_p, ctypes.c_uint32, i32]
     library.sprout_probabilities.argtypes = [memory, i32, i32, ctypes.c_void_p]
     return library
 
@@ -173,8 +173,10 @@ class Engine:
         if x.dtype == np.uint8:
             if not self.blob.lut_offset:
                 raise SproutError(f"{self.name} has no table for uint8 pixels: give int8 values.")
-            self._ask(self._library.sprout_input(self._memory, x.ctypes.data, x.size))
+            self._ask(self._library.sprout_input(self._memory, x.ctypes.data, x.size, -1))
         elif x.dtype == np.int8:
+            if self.blob.tensors[self.blob.input].rows:
+                raise SproutError(f"{self.name} takes pixels row by row: give uint8 pixels.")
             self.tensor(self.blob.input)[:] = x.reshape(shape)
         else:
             raise SproutError(
@@ -253,13 +255,16 @@ class Engine:
         return q15 / 32768
 
     def tensor(self, number: int) -> np.ndarray:
-        """Return tensor ``number`` (h, w, c): a view of the arena, or bool copies of a mask."""
+        """Return tensor ``number`` (h, w, c): a view of the arena, or bool copies of a mask.
+
+        Of a tensor that passes through, the rows that the arena has room for.
+        """
         row = self.blob.tensors[number]
         raw = self.arena[row.offset : row.offset + row.nbytes].view(NUMPY_TYPES[row.dtype])
         if row.dtype == "bits":
             n = row.h * row.w * row.c
             raw = np.unpackbits(raw, bitorder="little")[:n].astype(bool)
-        return raw.reshape(row.shape)
+        return raw.reshape(row.rows or row.h, row.w, row.c)
 
     def exponent(self, number: int) -> int:
         """Return the exponent of gradient tensor ``number``."""
@@ -317,6 +322,6 @@ _ERRORS = {
     -14: "label {run.label} of {run.n_classes} classes is out of range; the net has {detail} "
     "outputs at most.",
     -15: "the rate's mantissa {detail} is out of range; give 1 to 4095.",
-    -16: "the number of pixels is not that of the input; resize the image.",
+    -16: "the pixels are not the rows that come next; resize the image, or begin again at row 0.",
     -17: "the blob cannot learn; compile it with a plan that trains something.",
 }

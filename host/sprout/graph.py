@@ -26,9 +26,10 @@ class Tensor:
 
     ``shape`` is ``(h, w, c)``.  ``dtype`` is ``int8`` for activations, ``int16`` for gradients
     (with a run-time power-of-two exponent), ``bits`` for saturation masks (one bit an element) and
-    ``int32`` for the executor's own table.  ``scale`` and ``zero_point`` belong to int8
+    ``int32`` for the executor's own tables.  ``scale`` and ``zero_point`` belong to int8
     activations: real = scale * (q - zero_point).  ``alias`` names the tensor whose bytes this one
-    re-reads (reshape).
+    re-reads (reshape).  ``rows`` is how many rows the arena holds at a time of a tensor that
+    passes through (``stream``), 0 for all of them.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Tensor:
     scale: float = 0.0
     zero_point: int = 0
     alias: Tensor | None = None
+    rows: int = 0
     index: int | None = None  # its number in the model file, where the file numbers tensors
 
     @property
@@ -49,7 +51,8 @@ class Tensor:
         """Bytes that the tensor takes in the arena."""
         if self.dtype == BITS:
             return (self.elements + 7) // 8
-        return self.elements * {INT8: 1, INT16: 2, INT32: 4}[self.dtype]
+        h, w, c = self.shape
+        return (self.rows or h) * w * c * {INT8: 1, INT16: 2, INT32: 4}[self.dtype]
 
     def root(self) -> Tensor:
         """The tensor that owns the bytes: itself unless it is an alias."""

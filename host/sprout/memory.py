@@ -12,6 +12,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from .autodiff import Schedule
+from .graph import Tensor
+
 ALIGN = 8
 
 
@@ -25,18 +28,48 @@ class Buffer:
     last: int
     offset: int = 0
 
+    @property
+    def aligned(self) -> int:
+        """The size, rounded up to a multiple of 8."""
+        return (self.size + ALIGN - 1) // ALIGN * ALIGN
+
+
+def lifetimes(schedule: Schedule) -> dict[int, Buffer]:
+    """Return a buffer for each tensor that owns bytes, by its id: alive from its first use to its
+    last, in steps of the schedule without its reshapes.
+
+    What the members of a group use is there while the whole group runs.
+    """
+    spans: dict[int, Buffer] = {}
+
+    def touch(t: Tensor, first: int, last: int) -> None:
+        b = spans.setdefault(id(t.root()), Buffer(t.root().nbytes, first, last))
+        b.first, b.last = min(b.first, first), max(b.last, last)
+
+    graph, start, end = schedule.graph, 0, -1
+    ops = [op for op in schedule.ops if op.kind != "reshape"]
+    for step, op in enumerate(ops):
+        if op.kind == "stream":
+            start, end = step, step + op.attrs["members"]
+        first, last = (start, end) if step <= end else (step, step)
+        for t in (*op.inputs, *op.outputs):
+            touch(t, first, last)
+    n_forward = sum(op.kind != "reshape" for op in schedule.ops[: schedule.n_forward])
+    touch(graph.input, -1, -1)
+    for t in (graph.output, graph.logits):
+        touch(t, n_forward, n_forward)  # they are read after the forward pass
+    if schedule.exponents is not None:
+        touch(schedule.exponents, n_forward, len(ops) - 1)
+    return spans
+
 
 def lower_bound(buffers: list[Buffer]) -> int:
     """Bytes of the largest set of buffers alive at one step: no placement can do with less."""
     steps = {b.first for b in buffers}
     return max(
-        (sum(_aligned(b.size) for b in buffers if b.first <= s <= b.last) for s in steps),
+        (sum(b.aligned for b in buffers if b.first <= s <= b.last) for s in steps),
         default=0,
     )
-
-
-def _aligned(size: int) -> int:
-    return (size + ALIGN - 1) // ALIGN * ALIGN
 
 
 def place(buffers: list[Buffer], effort: int = 400, seed: int = 0) -> int:
@@ -46,7 +79,7 @@ def place(buffers: list[Buffer], effort: int = 400, seed: int = 0) -> int:
     result is deterministic for the same buffers, effort and seed.
     """
     n = len(buffers)
-    size = [_aligned(b.size) for b in buffers]
+    size = [b.aligned for b in buffers]
     overlap = [
         [
             j

@@ -1012,6 +1012,9 @@ class Machine:
     def _gather(self, op: BlobOp) -> None:
         self._store(op.t[1], gather(self.value(op.t[0]), self.blob.indices(*op.p[:2])))
 
+    def _stream(self, op: BlobOp) -> None:
+        """Nothing: its members, which follow, run as wholes here."""
+
     def _requantize(self, op: BlobOp) -> None:
         x, y, mask = op.t[:3]
         v = requantize(self._centred(x), op.p[0], op.p[1], self.blob.tensors[y].zero_point)

@@ -36,7 +36,8 @@ tensor_t sp_bind_number(exec_t *e, uint32_t number, int32_t dtype) {
     }
     const uint8_t *table = e->memory->program + e->head->program;
     const tensor_row_t row = ((const tensor_row_t *)(const void *)table)[number];
-    const uint32_t n = size_mul(size_mul(row.h, row.w), row.c);
+    const uint32_t rows = row.rows ? row.rows : row.h;
+    const uint32_t n = size_mul(size_mul(rows, row.w), row.c);
     const uint32_t align = dtype == INT16 ? 2 : dtype == INT32 ? 4 : 1;
     const uint32_t bytes = dtype == BITS ? size_add(n, 7) >> 3 : size_mul(n, align);
     if (row.dtype != dtype || n == 0 || n > INT32_MAX ||
@@ -45,6 +46,7 @@ tensor_t sp_bind_number(exec_t *e, uint32_t number, int32_t dtype) {
         return t;
     }
     t.h = row.h;
+    t.rows = (int32_t)rows;
     t.w = row.w;
     t.c = row.c;
     t.n = n;
@@ -55,7 +57,24 @@ tensor_t sp_bind_number(exec_t *e, uint32_t number, int32_t dtype) {
 }
 
 tensor_t sp_bind(exec_t *e, const op_t *op, int32_t operand, int32_t dtype) {
-    return sp_bind_number(e, op->tensor[operand], dtype);
+    tensor_t t = sp_bind_number(e, op->tensor[operand], dtype);
+    const view_t *view = e->view;
+    if (!view || !view->n[operand]) {
+        if (t.rows != t.h) {
+            sp_fail(e, SPROUT_E_TENSOR, op->tensor[operand]);
+        }
+        return t;
+    }
+    const int32_t first = view->first[operand], n = view->n[operand];
+    const uint32_t row = (uint32_t)t.w * (uint32_t)t.c;
+    if (dtype != INT8 || first < 0 || first > t.rows - n) {
+        sp_fail(e, SPROUT_E_TENSOR, op->tensor[operand]);
+        return t;
+    }
+    t.data = (uint8_t *)t.data + (uint32_t)first * row;
+    t.h = n;
+    t.n = (uint32_t)n * row;
+    return t;
 }
 
 tensor_t sp_bind_gradient(exec_t *e, const op_t *op, int32_t operand) {
@@ -96,7 +115,7 @@ window_t sp_bind_window(exec_t *e, const op_t *op) {
     k.kw = (int32_t)(p0 >> 8 & 255);
     k.stride_h = (int32_t)(p0 >> 16 & 255);
     k.stride_w = (int32_t)(p0 >> 24);
-    k.top = (int32_t)(p1 & 255);
+    k.top = e->view ? e->view->top : (int32_t)(p1 & 255);
     k.left = (int32_t)(p1 >> 8 & 255);
     k.taps = k.kh * k.kw;
     if (k.taps == 0 || k.stride_h == 0 || k.stride_w == 0) {
@@ -165,7 +184,15 @@ records_t sp_bind_records(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint
     if (!inside((uint32_t)op->p[p], size_mul(n, size), e->head->constants_len - ops, 4)) {
         sp_fail(e, SPROUT_E_PARAMETER, p);
     }
-    return (records_t){e->head->constants + ops + (uint32_t)op->p[p], size, n, unit};
+    const uint32_t offset = e->head->constants + ops + (uint32_t)op->p[p];
+    const uint32_t at = offset - e->kept.offset; // in what is kept
+    const uint8_t *data = NULL;
+    if (e->memory->blob) {
+        data = e->memory->blob + offset;
+    } else if (inside(at, size_mul(n, size), e->kept.length, 4)) { // before it is far above it
+        data = e->kept.data + at;
+    }
+    return (records_t){data, offset, size, n, unit};
 }
 
 bool sp_fetch(exec_t *e, uint32_t offset, void *to, uint32_t length) {
@@ -181,22 +208,22 @@ bool sp_fetch(exec_t *e, uint32_t offset, void *to, uint32_t length) {
 }
 
 uint8_t *sp_load(exec_t *e, const records_t *r, uint32_t first, bool own, uint32_t *n) {
-    const uint32_t offset = r->offset + first * r->size;
     *n = r->n - first;
-    if (e->memory->blob && !own && r->offset != ABSENT) {
-        return (uint8_t *)(uintptr_t)(e->memory->blob + offset);
+    if (r->data && !own) {
+        return (uint8_t *)(uintptr_t)(r->data + first * r->size);
     }
     *n = umin32(*n, divide(e->memory->scratch_len, r->size * r->unit) * r->unit);
     if (r->offset == ABSENT) {
         return e->memory->scratch;
     }
+    const uint32_t offset = r->offset + first * r->size;
     return sp_fetch(e, offset, e->memory->scratch, *n * r->size) ? e->memory->scratch : NULL;
 }
 
 const void *sp_load_all(exec_t *e, const records_t *r, void **rest) {
     *rest = e->memory->scratch;
-    if (e->memory->blob) {
-        return e->memory->blob + r->offset;
+    if (r->data) {
+        return r->data;
     }
     const uint32_t bytes = r->n * r->size;
     *rest = e->memory->scratch + bytes;

@@ -198,7 +198,7 @@ void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
     d.multiplier = groups_of(e, &d.g, &d.dx, &d.k);
     const uint32_t taps = (uint32_t)d.k.taps, n = (uint32_t)d.g.c;
     d.size = (uint32_t)sizeof(record_t) + round4(taps);
-    const records_t records = op->p[2] == -1 ? (records_t){ABSENT, d.size, n, d.multiplier}
+    const records_t records = op->p[2] == -1 ? (records_t){NULL, ABSENT, d.size, n, d.multiplier}
                                              : sp_bind_records(e, op, 2, n, d.size, d.multiplier);
     const list_t list = op->p[3] == -1 ? (list_t){0} : sp_bind_list(e, op, 4, d.g.c);
     const int8_t *trained = sp_bind_trained(e, op, 3, (uint32_t)list.n, taps);

@@ -4,7 +4,7 @@
 
 // One row per operator. Not a table: a native module cannot hold addresses.
 // clang-format off
-static void dispatch(exec_t *e, const op_t *op) {
+void sp_dispatch(exec_t *e, const op_t *op) {
     switch (op->opcode) {
     case 1: sp_conv(e, op); break;
     case 2: sp_depthwise(e, op); break;
@@ -16,6 +16,7 @@ static void dispatch(exec_t *e, const op_t *op) {
     case 8: sp_softmax(e, op); break;
     case 9: sp_gather(e, op); break;
     case 10: sp_requantize(e, op); break;
+    case 11: sp_stream(e, op); break;
     case 32: sp_cross_entropy(e, op); break;
     case 33: sp_scale_grad(e, op); break;
     case 34: sp_conv_input_grad(e, op); break;
@@ -79,7 +80,7 @@ static int32_t check_header(const sprout_memory_t *m) {
     return SPROUT_OK;
 }
 
-static int32_t begin(exec_t *e, const sprout_memory_t *memory, sprout_run_t *run, int32_t mode) {
+int32_t sp_begin(exec_t *e, const sprout_memory_t *memory, sprout_run_t *run, int32_t mode) {
     *e = (exec_t){0};
     e->error = check_header(memory);
     if (e->error != SPROUT_OK) {
@@ -97,15 +98,15 @@ static int32_t begin(exec_t *e, const sprout_memory_t *memory, sprout_run_t *run
     return e->error;
 }
 
-static bool read_op(exec_t *e, int32_t i, op_t *op) {
-    return sp_fetch(e, e->head->constants + (uint32_t)i * sizeof(op_t), op, sizeof(op_t));
+bool sp_read_op(exec_t *e, uint32_t i, op_t *op) {
+    return sp_fetch(e, e->head->constants + i * (uint32_t)sizeof(op_t), op, sizeof(op_t));
 }
 
 int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run) {
     exec_t e;
     run->loss_q16 = run->reruns = run->detail = 0;
     run->error_op = -1;
-    if (begin(&e, memory, run, run->mode) != SPROUT_OK) {
+    if (sp_begin(&e, memory, run, run->mode) != SPROUT_OK) {
         run->detail = e.detail;
         return e.error;
     }
@@ -118,11 +119,11 @@ int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run) {
                                                          : 0;
     for (int32_t i = run->first_op; i < run->last_op; ++i) {
         op_t op;
-        if (read_op(&e, i, &op)) {
-            if (op.flags & skipped) {
+        if (sp_read_op(&e, (uint32_t)i, &op)) {
+            if (op.flags & skipped || op.flags & MEMBER) { // a group runs its members
                 continue;
             }
-            dispatch(&e, &op);
+            sp_dispatch(&e, &op);
         }
         if (e.error != SPROUT_OK) {
             run->error_op = i;
@@ -135,7 +136,7 @@ int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run) {
 
 int32_t sprout_check(const sprout_memory_t *memory) {
     exec_t e;
-    if (begin(&e, memory, NULL, SPROUT_CHECK) != SPROUT_OK) {
+    if (sp_begin(&e, memory, NULL, SPROUT_CHECK) != SPROUT_OK) {
         return e.error;
     }
     sprout_run_t run = {0};
@@ -146,7 +147,7 @@ int32_t sprout_check(const sprout_memory_t *memory) {
 
 int32_t sprout_apply(const sprout_memory_t *memory) {
     exec_t e;
-    if (begin(&e, memory, NULL, MODE_APPLY) != SPROUT_OK) {
+    if (sp_begin(&e, memory, NULL, MODE_APPLY) != SPROUT_OK) {
         return e.error;
     }
     if (!memory->accum) {
@@ -154,45 +155,17 @@ int32_t sprout_apply(const sprout_memory_t *memory) {
     }
     for (int32_t i = 0; i < e.head->n_ops && e.error == SPROUT_OK; ++i) {
         op_t op;
-        if (read_op(&e, i, &op) && is_update(&op)) {
-            dispatch(&e, &op);
+        if (sp_read_op(&e, (uint32_t)i, &op) && is_update(&op)) {
+            sp_dispatch(&e, &op);
         }
     }
     return e.error;
 }
 
-int32_t sprout_input(const sprout_memory_t *memory, const uint8_t *pixels, uint32_t length) {
-    exec_t e;
-    if (begin(&e, memory, NULL, SPROUT_PREDICT) != SPROUT_OK) {
-        return e.error;
-    }
-    const tensor_t x = sp_bind_number(&e, e.head->input, INT8);
-    if (e.error != SPROUT_OK) {
-        return e.error;
-    }
-    if (length != x.n || !pixels) {
-        return SPROUT_E_INPUT;
-    }
-    const uint32_t offset = e.head->input_table;
-    if (offset == 0) {
-        sp_copy(x.data, pixels, length);
-        return SPROUT_OK;
-    }
-    if (e.head->program_len < 256 || offset > e.head->program_len - 256) {
-        return SPROUT_E_HEADER;
-    }
-    const uint8_t *table = memory->program + e.head->program + offset;
-    uint8_t *data = x.data;
-    for (uint32_t i = 0; i < length; ++i) {
-        data[i] = table[pixels[i]];
-    }
-    return SPROUT_OK;
-}
-
 int32_t sprout_probabilities(const sprout_memory_t *memory, int32_t n_classes, int32_t p0,
                              int32_t *out) {
     exec_t e;
-    if (begin(&e, memory, NULL, SPROUT_PREDICT) != SPROUT_OK) {
+    if (sp_begin(&e, memory, NULL, SPROUT_PREDICT) != SPROUT_OK) {
         return e.error;
     }
     const tensor_t logits = sp_bind_number(&e, e.head->logits, INT8);

@@ -12,7 +12,7 @@
 #include "sprout.h"
 
 enum { NONE = 0xffff };
-enum { ONLY_TRAIN = 1, ONLY_INFER = 2 }; // operator flags
+enum { ONLY_TRAIN = 1, ONLY_INFER = 2, MEMBER = 4 }; // operator flags
 enum { INT8 = 0, INT16 = 1, INT32 = 2, BITS = 3 };
 
 // Channels that a kernel works on at a time: their sums and multipliers are on the stack.
@@ -36,7 +36,7 @@ typedef struct {
     uint16_t h, w, c;
     uint8_t dtype;
     int8_t zero_point;
-    uint16_t slot, reserved;
+    uint16_t slot, rows;
 } tensor_row_t;
 
 typedef struct {
@@ -51,6 +51,18 @@ _Static_assert(sizeof(op_t) == 64, "op_t is not a row of the operator table");
 
 enum { MODE_APPLY = 3 }; // of exec_t, beside those of sprout_run_t: updates apply accumulators
 
+// What an operator of a group is to see of its tensors: rows [first, first + n) of a buffer by
+// operand, the whole tensor for n = 0; `top` is the padding above the first of them.
+typedef struct {
+    int32_t first[6], n[6], top;
+} view_t;
+
+// Constants that a group keeps in memory while it runs.
+typedef struct {
+    const uint8_t *data;
+    uint32_t offset, length;
+} kept_t;
+
 typedef struct {
     const sprout_memory_t *memory;
     const header_t *head;
@@ -59,12 +71,15 @@ typedef struct {
     uint32_t n_slots;
     int32_t mode;
     int32_t error, detail;
+    const view_t *view; // NULL: operators see whole tensors
+    kept_t kept;
 } exec_t;
 
 // A bound tensor. `data` is NULL where an optional one is missing.
 typedef struct {
     int32_t h, w, c;
-    uint32_t n; // elements
+    int32_t rows; // that there is room for; fewer than h where they pass through
+    uint32_t n;   // elements
     int32_t zero_point;
     int32_t *exponent; // of a gradient
     void *data;
@@ -80,9 +95,11 @@ typedef struct {
     int32_t kh, kw, stride_h, stride_w, top, left, taps;
 } window_t;
 
-// Records of one size at `offset` of the file; if that is ABSENT, loading some only finds room.
+// Records of one size at `offset` of the file, and at `data` where memory holds them; if the
+// offset is ABSENT, loading some only finds room.
 enum { ABSENT = 0 };
 typedef struct {
+    const uint8_t *data;
     uint32_t offset, size, n, unit;
 } records_t;
 
@@ -106,7 +123,9 @@ bool sp_stop(const exec_t *e);
 void sp_require(exec_t *e, bool fits, int32_t operand); // SPROUT_E_SHAPE unless it fits
 void sp_need_scratch(exec_t *e, uint32_t bytes);
 
+// Tensor `number`, whole or a buffer of some of its rows.
 tensor_t sp_bind_number(exec_t *e, uint32_t number, int32_t dtype);
+// An operand: the tensor or the view of it; a buffer of rows only through a view.
 tensor_t sp_bind(exec_t *e, const op_t *op, int32_t operand, int32_t dtype);
 tensor_t sp_bind_gradient(exec_t *e, const op_t *op, int32_t operand);
 // A mask or a table of maxima of n elements: optional, and written only while learning.
@@ -189,6 +208,12 @@ static inline int32_t window_of(int32_t in, int32_t k, int32_t stride, int32_t p
     return out < out_size && out * stride == at ? out : -1;
 }
 
+// execute.c
+
+int32_t sp_begin(exec_t *e, const sprout_memory_t *memory, sprout_run_t *run, int32_t mode);
+bool sp_read_op(exec_t *e, uint32_t i, op_t *op);
+void sp_dispatch(exec_t *e, const op_t *op);
+
 // The operators; execute.c has one row for each.
 typedef void kernel_t(exec_t *e, const op_t *op);
 kernel_t sp_conv, sp_conv_input_grad;                                          // conv.c
@@ -199,6 +224,7 @@ kernel_t sp_mean, sp_mean_grad;                                                /
 kernel_t sp_pad, sp_pad_grad, sp_gather;                                       // shape.c
 kernel_t sp_requantize, sp_scale_grad;                                         // scale.c
 kernel_t sp_softmax, sp_cross_entropy;                                         // softmax.c
+kernel_t sp_stream;                                                            // stream.c
 kernel_t sp_bias_update, sp_conv_weight_update, sp_depthwise_weight_update;    // update.c
 
 #endif

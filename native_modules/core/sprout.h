@@ -28,7 +28,7 @@ enum {
     SPROUT_E_RANGE = -13,      // [first_op, last_op) outside the program, or an unknown mode
     SPROUT_E_LABEL = -14,      // label or number of classes out of range
     SPROUT_E_RATE = -15,       // rate mantissa outside [1, 4095]
-    SPROUT_E_INPUT = -16,      // as many pixels as the input tensor has elements; detail: elements
+    SPROUT_E_INPUT = -16,      // pixels that are no rows of the input, or not the next ones
     SPROUT_E_NO_LEARNING = -17 // the blob cannot learn
 };
 
@@ -80,8 +80,11 @@ int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run);
 // Moves what the accumulators hold, rounded to whole LSBs, into the parameters.
 int32_t sprout_apply(const sprout_memory_t *memory);
 
-// Writes the input tensor from `length` pixels, through the blob's input table where it has one.
-int32_t sprout_input(const sprout_memory_t *memory, const uint8_t *pixels, uint32_t length);
+// Writes rows of the input from `row` on, from `length` pixels, through the blob's input table where
+// it has one; row -1: it must be the whole input. Where the input passes through row by row, the
+// first operators run meanwhile, and rows must come in order from row 0 on.
+int32_t sprout_input(const sprout_memory_t *memory, const uint8_t *pixels, uint32_t length,
+                     int32_t row);
 
 // Softmax of the first n_classes logits into out [n_classes], Q15. p0 is that of CROSS_ENTROPY:
 // round(scale * log2(e) * 2**16) with the scale of the logits.

@@ -100,14 +100,15 @@ MP_FUNCTION(apply) {
     return mp_new_int(mp, sprout_apply(&memory));
 }
 
-// set_input(memory, pixels): pixels may be the input tensor's own bytes
+// set_input(memory, pixels, row): sprout_input; pixels may be the input tensor's own bytes
 MP_FUNCTION(set_input) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 2);
+    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 3, 3);
     sprout_memory_t memory;
     file_t file;
     get_memory(mp, args[0], &memory, &file);
     const mp_buffer_t pixels = mp_get_buffer(mp, args[1], MP_READ);
-    return mp_new_int(mp, sprout_input(&memory, pixels.data, (uint32_t)pixels.size));
+    const int32_t row = (int32_t)mp_get_int(mp, args[2]);
+    return mp_new_int(mp, sprout_input(&memory, pixels.data, (uint32_t)pixels.size, row));
 }
 
 // probabilities(memory, n, p0, out): of the first n classes into the array('i') out, Q15
