@@ -4,7 +4,7 @@ import os
 
 from micropython import const
 
-_ABI = const(1)
+_ABI = const(2)
 
 try:
     import sprout_core as core

@@ -95,8 +95,10 @@ def _short(name, sizes, room):
 class Net:
     """A network that predicts and learns; sprout.load() makes it.
 
-    input: the input tensor (int8), to read a frame straight into, again for each sample.
-    output: the output tensor (int8) after forward(). classes: names. recent: fraction of about
+    input: the input tensor (int8), to read a frame straight into, again for each sample; None
+    where frames arrive by rows (sprout compile --rows).
+    shape: (height, width, channels) of a frame. output: the output tensor (int8) after forward().
+    classes: names. recent: fraction of about
     the last 32 samples that were recognised before they were learned; hit: whether the last was.
     """
 
@@ -140,7 +142,10 @@ class Net:
         if code:
             self._run(0, self._n_ops, _CHECK)  # says which operator it is
             self._fail(code)
-        self.input, self._shape = self._tensor(x)
+        self.input, self.shape = self._tensor(x)
+        self._next_row, self._whole = 0, False
+        if len(self.input) < self.shape[0] * self.shape[1] * self.shape[2]:
+            self.input = None
         self.output, _ = self._tensor(y)
         self._logits, _ = self._tensor(logits)
         if self.max_classes > len(self._logits):
@@ -148,10 +153,29 @@ class Net:
         self.rate = 0.002
         self.reset()
 
+    def feed(self, rows):
+        """The next rows of a frame, uint8 pixels, from the top; True after the last of them.
+
+        Then predict(), learn(label=...) and so on take no frame of their own.
+        """
+        h, w, c = self.shape
+        try:
+            code = core.set_input(self._memory, rows, self._next_row)
+            n = len(rows) // (w * c)
+        except TypeError:
+            code = -1
+        if code:
+            row, self._next_row = self._next_row, 0
+            trouble().wrong_rows(rows, row, self.shape)
+        self._next_row = (self._next_row + n) % h
+        self._whole = self._next_row == 0
+        return self._whole
+
     def predict(self, x=None, top=1):
         """(label, probability) of a sample, or a list of the `top` most likely.
 
-        x: uint8 pixels, as many as the input has; None if `input` is filled already.
+        x: uint8 pixels, as many as the input has; None if `input` is filled already, or all rows
+        were fed.
         """
         best = self.classify(x)
         classes, odds = self.classes, self._odds
@@ -311,14 +335,18 @@ class Net:
                 view[i : i + 64] = zeros[: len(view) - i]
 
     def _feed(self, x):
+        whole, self._whole = self._whole, False
         if x is None:
+            if self.input is None and not whole:
+                trouble().no_frame(self._next_row, self.shape)
             return
+        self._next_row = 0
         try:
             code = core.set_input(self._memory, x)
         except TypeError:
             code = -1
         if code:
-            trouble().wrong_sample(x, self._shape)
+            trouble().wrong_sample(x, self.shape)
 
     def _feed_labelled(self, x, label):
         """The forward pass of a step."""
@@ -355,11 +383,12 @@ class Net:
         _, program, arena, _, _, _ = self._memory
         if number >= self._n_tensors:
             trouble().damaged(self._name, "tensor %d is missing" % number)
-        row = struct.unpack_from("<IHHH", program, HEADER + 16 * number)
-        view = memoryview(arena)[row[0] : row[0] + row[1] * row[2] * row[3]]
-        if len(view) != row[1] * row[2] * row[3]:
+        row = struct.unpack_from("<IHHH4xH", program, HEADER + 16 * number)
+        size = (row[4] or row[1]) * row[2] * row[3]
+        view = memoryview(arena)[row[0] : row[0] + size]
+        if len(view) != size:
             trouble().damaged(self._name, "tensor %d is outside the arena" % number)
-        return view, row[1:]
+        return view, row[1:4]
 
     def _read(self, source, offset, buffer):
         if not read_at(source, offset, buffer):

@@ -51,6 +51,24 @@ def wrong_sample(x, shape):
     raise ValueError(text % (h * w * c, h, w, c, size))
 
 
+def wrong_rows(rows, row, shape):
+    """Say which rows come next."""
+    try:
+        size = len(memoryview(rows))
+    except TypeError:
+        raise ValueError("rows are bytes, bytearray or memoryview, not %r" % rows) from None
+    h, w, c = shape
+    text = "%d bytes are no whole rows of %d (%d x %d), or more than the %d that are left: feed "
+    text += "the frame again from the top"
+    raise ValueError(text % (size, w * c, w, c, h - row))
+
+
+def no_frame(row, shape):
+    """Say what a net that takes rows waits for."""
+    text = "%d of the %d rows of a frame are there: feed() the others, or give a whole frame"
+    raise ValueError(text % (row, shape[0]))
+
+
 def wrong_label(label, name, classes):
     """Say which labels there are."""
     text = "%r is no class of %s: give one of %s, or a number from 0, or call add_class()"

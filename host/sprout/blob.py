@@ -11,7 +11,7 @@ Header (128 bytes)
 offset  type     meaning
 ======  =======  ================================================================================
 0       4 bytes  ``SPRT``
-4       u16      format version, 1
+4       u16      format version, 2
 6       u16      header length, 128
 8       u32      file length
 12      u32      flags: bit 0 the model file takes float32, bit 1 it gives float32, bit 2 it can
@@ -165,7 +165,7 @@ EXP_ZERO.
     index list, p5 its length, p6 shift. v = sum g * w over taps and output channels; s = max(p6,
     bitlen(max |v|) - 14); dx = rshift(v, s), E + s, or EXP_ZERO if all v are 0
 35 DEPTHWISE_INPUT_GRAD (g, dx)
-    the same from forward records (p2)
+    the same from forward records (p2); dx may be g where both have one shape
 36 BIAS_UPDATE (g)
     p0 trained bias, p1 update table, p2 accumulator, p3 key: v[c] = sum over h, w of g;
     update(bias, v)
@@ -248,7 +248,7 @@ import numpy as np
 from .graph import SproutError
 
 MAGIC = b"SPRT"
-VERSION = 1
+VERSION = 2
 HEADER = 128
 NONE = 0xFFFF
 EXP_ZERO = -30000
@@ -377,10 +377,39 @@ class Blob:
             return None
         return np.frombuffer(self.tail, np.int8, 256, self.lut_offset - self.tensors_len)
 
+    @property
+    def takes_rows(self) -> bool:
+        """Whether frames arrive row by row and are nowhere whole."""
+        return bool(self.tensors[self.input].rows)
+
+    def pixels(self, x: np.ndarray) -> np.ndarray:
+        """Return the pixels (uint8) that the input table turns into ``x`` (int8).
+
+        Raises SproutError if there are none for some value.
+        """
+        if self.lut is None:
+            return x.view(np.uint8)
+        known, pixel = np.unique(self.lut, return_index=True)
+        at = np.searchsorted(known, x).clip(max=len(known) - 1)
+        wrong = known[at] != x
+        if wrong.any():
+            raise SproutError(
+                f"The input value {x[wrong].flat[0]} stands for no pixel, and this blob takes "
+                "rows of pixels: give uint8 pixels, or compile it without --rows."
+            )
+        return pixel[at].astype(np.uint8)
+
     def to_bytes(self) -> bytes:
         """Return the file."""
         tensors = b"".join(
-            _TENSOR.pack(t.offset, t.h, t.w, t.c, DTYPES.index(t.dtype), t.zero_point, t.slot,
+            _TENSOR.pack(
+                t.offset,
+                t.h,
+                t.w,
+                t.c,
+                DTYPES.index(t.dtype),
+                t.zero_point,
+                t.slot,
                 t.rows,
             )
             for t in self.tensors

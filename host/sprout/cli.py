@@ -140,6 +140,9 @@ def cli() -> None:
     callback=parse_range,
     help="Real values of pixel 0 and pixel 255, where the model's own scale does not tell.",
 )
+@click.option(
+    "--rows", is_flag=True, help="Frames arrive row by row, net.feed(rows): no room for a whole."
+)
 def compile_command(
     model: Path,
     output: Path | None,
@@ -149,6 +152,7 @@ def compile_command(
     fractions: str,
     seed: int,
     input_range: tuple[float, float] | None,
+    rows: bool,
 ) -> None:
     """Make a blob for the board from MODEL, a .tflite or an MCUNet .pkl, and a plan."""
     from . import inspect
@@ -164,6 +168,7 @@ def compile_command(
         seed=seed,
         input_range=input_range,
         fractions=fractions,
+        rows=rows,
     )
     raw = blob.to_bytes()
     output = output or Path(model.stem + ".sprout")

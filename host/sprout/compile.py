@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import autodiff, blob, frontends, memory, passes, stream
+from . import autodiff, blob, frontends, memory, overwrite, passes, stream
 from . import plan as plans
 from .frontends.head import replace_head
 from .graph import (
@@ -98,14 +98,15 @@ def compile_graph(
     fractions: str = "all",
     input_range: tuple[float, float] | None = None,
     rows: bool = False,
-    by_rows: bool = True,
+    save: bool = True,
 ) -> blob.Blob:
     """Compile a graph; ``plan`` is an UpdatePlan or a text that ``plan.parse`` reads.
 
     ``gradient_bits`` below 14 narrows the gradients that enter a layer (7: what int8 would hold),
     for measurements.  ``fractions`` says which trained weights keep 4 bits below their LSB, half a
     byte each: ``none``, ``head`` or ``all``.  ``rows``: frames arrive row by row, and are nowhere
-    whole.  ``by_rows`` False runs every operator as a whole, for comparison.
+    whole.  ``save`` False leaves out what only saves
+    memory (``stream``, ``overwrite``), for comparison.
     """
     if run_passes:
         graph = passes.run(graph)
@@ -115,8 +116,8 @@ def compile_graph(
     if run_passes:
         graph = passes.drop_silent(graph, autodiff.wanting(graph))
     schedule = autodiff.differentiate(graph)
-    if by_rows:
-        schedule = stream.group(schedule, rows)
+    if save:
+        schedule = overwrite.depthwise_gradients(stream.group(schedule, rows))
     result = _Lowering(schedule, gradient_bits, fractions).assemble(input_range)
     result.info["plan"] = str(plan)
     return result
@@ -436,7 +437,9 @@ class _Lowering:
                 f"depthwise layer {op.name} has {multiplier} outputs an input of {taps} taps, "
                 "too many for its gradient; choose a plan whose layers all come after it."
             )
-        self.scratch = max(self.scratch, multiplier * blob.forward_record_size(taps))
+        plane = 2 * math.prod(op.outputs[0].shape[:2]) if op.outputs[0].alias else 0
+        size = blob.forward_record_size(taps) + plane
+        self.scratch = max(self.scratch, multiplier * size)
         return [
             *self.geometry(weight.shape[1:3], op.attrs),
             self.records[op.attrs["conv_index"]],

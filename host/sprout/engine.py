@@ -170,13 +170,14 @@ class Engine:
             raise SproutError(
                 f"The input has shape {x.shape}: {self.name} takes {shape}, resize it first."
             )
-        if x.dtype == np.uint8:
+        if x.dtype == np.int8 and self.blob.takes_rows:
+            x = np.ascontiguousarray(self.blob.pixels(x))
+            self._ask(self._library.sprout_input(self._memory, x.ctypes.data, x.size, -1))
+        elif x.dtype == np.uint8:
             if not self.blob.lut_offset:
                 raise SproutError(f"{self.name} has no table for uint8 pixels: give int8 values.")
             self._ask(self._library.sprout_input(self._memory, x.ctypes.data, x.size, -1))
         elif x.dtype == np.int8:
-            if self.blob.tensors[self.blob.input].rows:
-                raise SproutError(f"{self.name} takes pixels row by row: give uint8 pixels.")
             self.tensor(self.blob.input)[:] = x.reshape(shape)
         else:
             raise SproutError(

@@ -22,6 +22,8 @@ def run(
         from .board.sim import run_on_board
 
         report("predicting", 0, len(x))
+        if blob.takes_rows:
+            x = blob.pixels(x)
         y = run_on_board(
             path,
             x,

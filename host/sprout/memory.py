@@ -10,6 +10,7 @@ at once) is met or the effort is spent.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .autodiff import Schedule
@@ -61,6 +62,15 @@ def lifetimes(schedule: Schedule) -> dict[int, Buffer]:
     if schedule.exponents is not None:
         touch(schedule.exponents, n_forward, len(ops) - 1)
     return spans
+
+
+def live(spans: Iterable[Buffer], steps: int) -> list[int]:
+    """Return the bytes alive at each of the steps 0 to ``steps`` - 1."""
+    total = [0] * steps
+    for b in spans:
+        for step in range(max(b.first, 0), min(b.last + 1, steps)):
+            total[step] += b.aligned
+    return total
 
 
 def lower_bound(buffers: list[Buffer]) -> int:

@@ -17,7 +17,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import blob, memory
+from . import blob, memory, overwrite
 from .autodiff import Schedule
 from .graph import INT32, Op, SproutError, Tensor
 
@@ -77,7 +77,9 @@ class Group:
         return sum(op.outputs[0].shape[0] for op in self.members)
 
 
-def make_group(ops: list[Op], first: int, last: int, passing: set[int], fed: Tensor | None) -> Group:
+def make_group(
+    ops: list[Op], first: int, last: int, passing: set[int], fed: Tensor | None
+) -> Group:
     """Return operators [first, last] as a group.
 
     ``passing`` are the ids of tensors that need not be there as a whole, ``fed`` the input where
@@ -92,9 +94,7 @@ def make_group(ops: list[Op], first: int, last: int, passing: set[int], fed: Ten
     most = _most_held(members, sources)
     outputs = [op.outputs[0] for op in members] + ([fed] if fed is not None else [])
     rows = {
-        id(t): most[k]
-        for k, t in enumerate(outputs)
-        if id(t) in passing and most[k] < t.shape[0]
+        id(t): most[k] for k, t in enumerate(outputs) if id(t) in passing and most[k] < t.shape[0]
     }
     kept = sum(
         _padded(w.shape[0] * blob.forward_record_size(w[0].size))
@@ -112,7 +112,9 @@ def _most_held(members: list[Op], sources: list[list[int]]) -> list[int]:
     executor's rule."""
     n = len(members)
     heights = [op.outputs[0].shape[0] for op in members]
-    behind = [[rows_behind(op, row) for row in range(h)] for op, h in zip(members, heights, strict=True)]
+    behind = [
+        [rows_behind(op, row) for row in range(h)] for op, h in zip(members, heights, strict=True)
+    ]
     readers = [[j for j in range(n) if k in sources[j]] for k in range(n + 1)]
     done, most, dropped = [0] * (n + 1), [0] * (n + 1), [0] * (n + 1)
 
@@ -141,10 +143,7 @@ class _Costs:
         self.n_forward = sum(op.kind != "reshape" for op in schedule.ops[: schedule.n_forward])
         graph = schedule.graph
         self.spans = memory.lifetimes(schedule)
-        self.live = [0] * len(self.ops)
-        for b in self.spans.values():
-            for step in range(max(b.first, 0), min(b.last + 1, len(self.ops))):
-                self.live[step] += b.aligned
+        self.live = memory.live(self.spans.values(), len(self.ops))
         touched: dict[int, list[int]] = {}
         for step, op in enumerate(self.ops):
             for t in (*op.inputs, *op.outputs):
@@ -201,7 +200,10 @@ def group(schedule: Schedule, feed: bool = False) -> Schedule:
     costs = _Costs(schedule, feed)
     ops, n = costs.ops, costs.n_forward
     able = [can_stream(op) for op in ops[:n]]
-    floor = max([costs.live[s] for s in range(len(ops)) if s >= n or not able[s]], default=0)
+    floor = 0  # nothing here is going to lower these
+    for step in range(len(ops)):
+        if step >= n or not able[step]:
+            floor = max(floor, costs.live[step] - overwrite.saving(ops, step))
     options: list[list[tuple[int, int, Group | None]]] = [[] for _ in range(n)]  # by last operator
     for last in range(n):
         if not (feed and last == 0):
@@ -210,9 +212,7 @@ def group(schedule: Schedule, feed: bool = False) -> Schedule:
             if not able[first]:
                 break
             fed = feed and first == 0
-            worth = fed or (
-                last > first and max(costs.live[first : last + 1]) > floor
-            )
+            worth = fed or (last > first and max(costs.live[first : last + 1]) > floor)
             if worth and not (fed and not costs.may_feed(last)):
                 g = costs.group(first, last)
                 options[last].append((costs.of(g), first, g))
@@ -268,11 +268,11 @@ def _apply(schedule: Schedule, costs: _Costs, groups: list[Group]) -> Schedule:
     ops: list[Op] = []
     n_forward, step = 0, 0
     while step < len(costs.ops):
-        g = starts.get(step)
-        if g is None:
+        if step not in starts:
             ops.append(costs.ops[step])
             step += 1
         else:
+            g = starts[step]
             buffer = Tensor(f"group {g.first}", (1, 1, g.buffer_words), INT32)
             attrs = {"members": len(g.members), "kept": g.kept, "fed": g.fed}
             ops.append(Op("stream", [], [buffer], attrs, name=f"{len(g.members)} by row"))

@@ -192,7 +192,7 @@ records_t sp_bind_records(exec_t *e, const op_t *op, int32_t p, uint32_t n, uint
     } else if (inside(at, size_mul(n, size), e->kept.length, 4)) { // before it is far above it
         data = e->kept.data + at;
     }
-    return (records_t){data, offset, size, n, unit};
+    return (records_t){data, offset, size, n, unit, 0};
 }
 
 bool sp_fetch(exec_t *e, uint32_t offset, void *to, uint32_t length) {
@@ -212,7 +212,7 @@ uint8_t *sp_load(exec_t *e, const records_t *r, uint32_t first, bool own, uint32
     if (r->data && !own) {
         return (uint8_t *)(uintptr_t)(r->data + first * r->size);
     }
-    *n = umin32(*n, divide(e->memory->scratch_len, r->size * r->unit) * r->unit);
+    *n = umin32(*n, divide(e->memory->scratch_len - r->reserved, r->size * r->unit) * r->unit);
     if (r->offset == ABSENT) {
         return e->memory->scratch;
     }

@@ -239,7 +239,7 @@ void sp_conv_input_grad(exec_t *e, const op_t *op) {
     c.shift = sp_bind_value(e, op, 6, 0, 31);
     const uint32_t taps = (uint32_t)c.k.taps, outputs = (uint32_t)c.g.c, n = (uint32_t)c.dx.c;
     c.size = round4(size_mul(taps, outputs));
-    const records_t records = op->p[2] == -1 ? (records_t){NULL, ABSENT, c.size, n, 1}
+    const records_t records = op->p[2] == -1 ? (records_t){NULL, ABSENT, c.size, n, 1, 0}
                                              : sp_bind_records(e, op, 2, n, c.size, 1);
     const list_t list = op->p[3] == -1 ? (list_t){0} : sp_bind_list(e, op, 4, c.dx.c);
     const uint32_t row = size_mul(taps, (uint32_t)list.n); // trained weights per output channel

@@ -189,6 +189,22 @@ REPLACEABLE uint32_t sp_depthwise_input_grad_block(const depthwise_grad_t *d,
     return sp_depthwise_input_grad_block_plain(d, records, first, n);
 }
 
+// The same with dx in the place of g, whose shape it has: through `room` [h, w, n], and only with
+// `keep` beyond it.
+static uint32_t overwrite_block(const depthwise_grad_t *d, const uint8_t *records, uint32_t first,
+                                uint32_t n, int16_t *room, bool keep) {
+    depthwise_grad_t part = *d;
+    int16_t *to = (int16_t *)d->g.data + first;
+    part.g.data = to;
+    part.dx.data = room;
+    part.dx.c = (int32_t)n;
+    const uint32_t seen = sp_depthwise_input_grad_block(&part, records, 0, n);
+    for (uint32_t i = (uint32_t)(d->g.h * d->g.w); keep && i; --i, to += d->g.c, room += n) {
+        sp_copy(to, room, n * 2);
+    }
+    return seen;
+}
+
 void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
     depthwise_grad_t d;
     d.g = sp_bind_gradient(e, op, 0);
@@ -198,11 +214,17 @@ void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
     d.multiplier = groups_of(e, &d.g, &d.dx, &d.k);
     const uint32_t taps = (uint32_t)d.k.taps, n = (uint32_t)d.g.c;
     d.size = (uint32_t)sizeof(record_t) + round4(taps);
-    const records_t records = op->p[2] == -1 ? (records_t){NULL, ABSENT, d.size, n, d.multiplier}
-                                             : sp_bind_records(e, op, 2, n, d.size, d.multiplier);
+    records_t records = op->p[2] == -1 ? (records_t){NULL, ABSENT, d.size, n, d.multiplier, 0}
+                                       : sp_bind_records(e, op, 2, n, d.size, d.multiplier);
     const list_t list = op->p[3] == -1 ? (list_t){0} : sp_bind_list(e, op, 4, d.g.c);
     const int8_t *trained = sp_bind_trained(e, op, 3, (uint32_t)list.n, taps);
-    sp_need_scratch(e, size_mul(d.size, d.multiplier));
+    const bool over = d.g.data == d.dx.data;
+    uint32_t plane = 0; // bytes of a channel of dx before it can take the place of g's
+    if (over) {
+        plane = size_mul((uint32_t)d.dx.h * 2, (uint32_t)d.dx.w);
+        sp_require(e, d.g.n == d.dx.n && d.g.w == d.dx.w && d.multiplier == 1, 1);
+    }
+    sp_need_scratch(e, size_mul(size_add(d.size, plane), d.multiplier));
     if (records.offset == ABSENT && (!trained || list.n != d.g.c)) {
         sp_fail(e, SPROUT_E_PARAMETER, 3);
     }
@@ -214,8 +236,15 @@ void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
         sp_store_zero(&d.dx);
         return;
     }
-    const uint32_t block = divide(block_of(taps), d.multiplier) * d.multiplier;
-    for (;;) {
+    uint32_t block = divide(block_of(taps), d.multiplier) * d.multiplier;
+    int16_t *room = NULL;
+    if (over) {
+        block = umin32(block, divide(e->memory->scratch_len, d.size + plane));
+        records.reserved = block * plane + (e->memory->scratch_len & 1);
+        room = (int16_t *)(void *)(e->memory->scratch + e->memory->scratch_len - records.reserved);
+    }
+    // Where g is lost on the way, a first round only finds the shift.
+    for (bool keep = !over;; keep = true) {
         uint32_t seen = 0;
         for (uint32_t first = 0, count; first < n; first += count) {
             uint8_t *tile = sp_load(e, &records, first, trained != NULL, &count);
@@ -226,11 +255,15 @@ void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
                 overlay(tile, d.size, first, count, trained, list, taps);
             }
             for (uint32_t i = 0; i < count; i += block) {
-                seen |= sp_depthwise_input_grad_block(&d, tile + i * d.size, first + i,
-                                                      umin32(count - i, block));
+                const uint8_t *part = tile + i * d.size;
+                const uint32_t some = umin32(count - i, block);
+                seen |= over ? overwrite_block(&d, part, first + i, some, room, keep)
+                             : sp_depthwise_input_grad_block(&d, part, first + i, some);
             }
         }
-        if (sp_settle(e, &d.g, &d.dx, seen, &d.shift)) {
+        if (!keep) {
+            d.shift = max32(d.shift, bitlen32(seen) - GRAD_BITS);
+        } else if (sp_settle(e, &d.g, &d.dx, seen, &d.shift)) {
             return;
         }
     }

@@ -55,7 +55,7 @@ static int32_t check_header(const sprout_memory_t *m) {
     const uint32_t tensors = head->n_tensors * (uint32_t)sizeof(tensor_row_t);
     const uint32_t ops = head->n_ops * (uint32_t)sizeof(op_t);
     if (head->magic[0] != 'S' || head->magic[1] != 'P' || head->magic[2] != 'R' ||
-        head->magic[3] != 'T' || head->version != 1 || head->header_len != sizeof(header_t) ||
+        head->magic[3] != 'T' || head->version != 2 || head->header_len != sizeof(header_t) ||
         head->program != sizeof(header_t) || head->program_len < tensors ||
         head->program_len > m->program_len - sizeof(header_t) || head->n_forward > head->n_ops ||
         head->file_len > INT32_MAX || head->constants & 3 || head->constants > head->file_len ||

@@ -101,6 +101,7 @@ enum { ABSENT = 0 };
 typedef struct {
     const uint8_t *data;
     uint32_t offset, size, n, unit;
+    uint32_t reserved; // bytes at the end of the scratch that loading leaves alone
 } records_t;
 
 typedef struct {

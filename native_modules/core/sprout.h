@@ -80,9 +80,9 @@ int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run);
 // Moves what the accumulators hold, rounded to whole LSBs, into the parameters.
 int32_t sprout_apply(const sprout_memory_t *memory);
 
-// Writes rows of the input from `row` on, from `length` pixels, through the blob's input table where
-// it has one; row -1: it must be the whole input. Where the input passes through row by row, the
-// first operators run meanwhile, and rows must come in order from row 0 on.
+// Writes rows of the input from `row` on, from `length` pixels, through the blob's input table
+// where it has one; row -1: it must be the whole input. Where the input passes through row by row,
+// the first operators run meanwhile, and rows must come in order from row 0 on.
 int32_t sprout_input(const sprout_memory_t *memory, const uint8_t *pixels, uint32_t length,
                      int32_t row);
 

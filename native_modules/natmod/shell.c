@@ -9,7 +9,7 @@
 #include "mp_runtime.h"
 #include "sprout.h"
 
-enum { ABI = 1, FORMAT = 1, MEMORY_ITEMS = 6 };
+enum { ABI = 2, FORMAT = 2, MEMORY_ITEMS = 6 };
 
 // An open file, as the core's read function gets it.
 typedef struct {
@@ -100,14 +100,14 @@ MP_FUNCTION(apply) {
     return mp_new_int(mp, sprout_apply(&memory));
 }
 
-// set_input(memory, pixels, row): sprout_input; pixels may be the input tensor's own bytes
+// set_input(memory, pixels, row=-1): pixels may be the input tensor's own bytes
 MP_FUNCTION(set_input) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 3, 3);
+    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 3);
     sprout_memory_t memory;
     file_t file;
     get_memory(mp, args[0], &memory, &file);
     const mp_buffer_t pixels = mp_get_buffer(mp, args[1], MP_READ);
-    const int32_t row = (int32_t)mp_get_int(mp, args[2]);
+    const int32_t row = n_args < 3 ? -1 : (int32_t)mp_get_int(mp, args[2]);
     return mp_new_int(mp, sprout_input(&memory, pixels.data, (uint32_t)pixels.size, row));
 }
 

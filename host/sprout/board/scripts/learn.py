@@ -22,10 +22,14 @@ def live():
 
 
 def read(files, i, net):
-    """Read frame i straight into the net's input; returns its label."""
-    frames, labels, two = files
-    frames.seek(i * len(net.input))
-    frames.readinto(net.input)
+    """Read frame i straight into the net's input, or feed its rows; returns its label."""
+    frames, labels, two, size, row = files
+    frames.seek(i * size)
+    if net.input:
+        frames.readinto(net.input)
+    else:
+        while frames.readinto(row) and not net.feed(row):
+            pass
     labels.seek(2 * i)
     labels.readinto(two)
     return two[0] | two[1] << 8
@@ -48,9 +52,11 @@ def main():
     decay, tests, first = config["decay"], config["tests"], config["test_before"]
     config = None
 
-    two, four = bytearray(2), bytearray(4)
-    train_files = open("train.bin", "rb"), open("train.labels", "rb"), two
-    test_files = open("test.bin", "rb"), open("test.labels", "rb"), two
+    height, width, channels = net.shape
+    size = height * width * channels
+    two, four, row = bytearray(2), bytearray(4), bytearray(width * channels)
+    train_files = open("train.bin", "rb"), open("train.labels", "rb"), two, size, row
+    test_files = open("test.bin", "rb"), open("test.labels", "rb"), two, size, row
     order = open("order.bin", "rb")
     print(json.dumps({"kind": "start", "heap": live()}))
     before = None

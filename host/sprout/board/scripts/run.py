@@ -13,9 +13,11 @@ if config["in_place"]:
     with open(blob, "rb") as f:
         blob = f.read()
 net = sprout.load(blob)
+h, w, c = net.shape
+frame = net.input or bytearray(h * w * c)
 with open("x.bin", "rb") as x, open("y.bin", "wb") as y:
     for i in range(config["samples"]):
-        x.readinto(net.input)
-        y.write(net.forward(net.input if config["pixels"] else None))
+        x.readinto(frame)
+        y.write(net.forward(frame if config["pixels"] else None))
         if i % 16 == 15:
             print(json.dumps({"kind": "progress", "samples": i + 1}))
