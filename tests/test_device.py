@@ -572,7 +572,7 @@ def test_damaged_blobs_are_refused_before_anything_is_used(flash, blob):
         "longer": blob + bytes(8),
         "header only": blob[:128],
         "half a header": blob[:60],
-        "future": blob[:4] + struct.pack("<H", 2) + blob[6:],
+        "future": blob[:4] + struct.pack("<H", 3) + blob[6:],
         "empty": b"",
     }
     for at in range(0, len(blob), 997):
@@ -591,7 +591,7 @@ for i in range({len(wrong)}):
 """
     sentences = (
         r"(\d+\.bad|the blob) (is not a Sprout blob: make one with 'sprout compile'"
-        r"|is of blob format \d+ and this package reads 1: compile it again, .*"
+        r"|is of blob format \d+ and this package reads 2: compile it again, .*"
         r"|has \d+ of its \d+ bytes: copy it again"
         r"|is damaged, its SHA-256 does not match: copy it again)"
     )

@@ -60,12 +60,13 @@ def compile_model(
     input_range: tuple[float, float] | None = None,
     fractions: str = "all",
     rows: bool = False,
+    save: bool = True,
 ) -> blob.Blob:
     """Compile a model file.
 
     ``classes`` replaces the head by a fresh one for these names with room for ``max_classes``;
     without it the model keeps its own.  ``input_range`` gives the real values of pixel 0 and 255
-    where the rule of ``input_table`` is wrong; ``fractions`` and ``rows`` are as in
+    where the rule of ``input_table`` is wrong; ``fractions``, ``rows`` and ``save`` are as in
     ``compile_graph``.  Raises SproutError.
     """
     graph = frontends.load(path)
@@ -86,7 +87,9 @@ def compile_model(
         raise SproutError(
             "max-classes: it needs --classes, because only a fresh head has room for more classes."
         )
-    return compile_graph(graph, plan, fractions=fractions, input_range=input_range, rows=rows)
+    return compile_graph(
+        graph, plan, fractions=fractions, input_range=input_range, rows=rows, save=save
+    )
 
 
 def compile_graph(

@@ -28,14 +28,22 @@ static bool inside(uint32_t offset, uint32_t length, uint32_t limit, uint32_t al
     return offset <= limit && length <= limit - offset && (offset & (align - 1)) == 0;
 }
 
-tensor_t sp_bind_number(exec_t *e, uint32_t number, int32_t dtype) {
-    tensor_t t = {0};
+const tensor_row_t *sp_row_of(exec_t *e, uint32_t number) {
     if (number >= e->head->n_tensors) {
         sp_fail(e, SPROUT_E_TENSOR, (int32_t)number);
-        return t;
+        return NULL;
     }
     const uint8_t *table = e->memory->program + e->head->program;
-    const tensor_row_t row = ((const tensor_row_t *)(const void *)table)[number];
+    return (const tensor_row_t *)(const void *)table + number;
+}
+
+tensor_t sp_bind_number(exec_t *e, uint32_t number, int32_t dtype) {
+    tensor_t t = {0};
+    const tensor_row_t *found = sp_row_of(e, number);
+    if (!found) {
+        return t;
+    }
+    const tensor_row_t row = *found;
     const uint32_t rows = row.rows ? row.rows : row.h;
     const uint32_t n = size_mul(size_mul(rows, row.w), row.c);
     const uint32_t align = dtype == INT16 ? 2 : dtype == INT32 ? 4 : 1;

@@ -54,7 +54,8 @@ enum { MODE_APPLY = 3 }; // of exec_t, beside those of sprout_run_t: updates app
 // What an operator of a group is to see of its tensors: rows [first, first + n) of a buffer by
 // operand, the whole tensor for n = 0; `top` is the padding above the first of them.
 typedef struct {
-    int32_t first[6], n[6], top;
+    int16_t first[6], n[6];
+    int32_t top;
 } view_t;
 
 // Constants that a group keeps in memory while it runs.
@@ -124,6 +125,8 @@ bool sp_stop(const exec_t *e);
 void sp_require(exec_t *e, bool fits, int32_t operand); // SPROUT_E_SHAPE unless it fits
 void sp_need_scratch(exec_t *e, uint32_t bytes);
 
+// The row of the table of tensor `number`; NULL: there is none.
+const tensor_row_t *sp_row_of(exec_t *e, uint32_t number);
 // Tensor `number`, whole or a buffer of some of its rows.
 tensor_t sp_bind_number(exec_t *e, uint32_t number, int32_t dtype);
 // An operand: the tensor or the view of it; a buffer of rows only through a view.

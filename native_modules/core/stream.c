@@ -6,6 +6,9 @@
 
 #include "internal.h"
 
+// What is on the stack of these is not there while an operator runs.
+#define APART __attribute__((noinline))
+
 enum { CONV = 1, DEPTHWISE = 2, ADD = 3, AVERAGE_POOL = 4, MAX_POOL = 5, REQUANTIZE = 10 };
 enum { SOURCE = 10 }; // p of a member: which operand comes from which member
 enum { NO_MEMBER = -1 };
@@ -42,7 +45,7 @@ static span_t rows_behind(const op_t *op, int32_t row, int32_t height) {
 }
 
 // Binds the group's buffer: its members, what they hold, and the constants that they use.
-static group_t open_group(exec_t *e, const op_t *op, uint8_t **constants) {
+static APART group_t open_group(exec_t *e, const op_t *op, uint8_t **constants) {
     group_t g = {0};
     const uint32_t n = (uint32_t)sp_bind_value(e, op, 1, 1, 64);
     const uint32_t length = (uint32_t)sp_bind_value(e, op, 4, 0, INT32_MAX);
@@ -61,7 +64,7 @@ static group_t open_group(exec_t *e, const op_t *op, uint8_t **constants) {
 }
 
 // Fetches members and constants; nothing is held yet.
-static void start_group(exec_t *e, const op_t *op, const group_t *g, uint8_t *constants) {
+static APART void start_group(exec_t *e, const op_t *op, const group_t *g, uint8_t *constants) {
     for (int32_t i = 0; i < g->n && sp_read_op(e, (uint32_t)(op->p[0] + i), g->op + i); ++i) {
     }
     if (!e->memory->blob && e->error == SPROUT_OK) {
@@ -72,26 +75,29 @@ static void start_group(exec_t *e, const op_t *op, const group_t *g, uint8_t *co
 
 // Drops rows that nobody will read from the full buffer of member k, or of the input for k = n;
 // false: there are none.
-static bool make_room(exec_t *e, const group_t *g, int32_t k, const tensor_t *t) {
+static APART bool make_room(exec_t *e, const group_t *g, int32_t k) {
     held_t *held = &g->held[k];
+    const op_t *member = &g->op[k];
+    const tensor_t t =
+        sp_bind_number(e, k == g->n ? e->head->input : member->tensor[inputs_of(member)], INT8);
     int32_t keep = held->next;
     for (int32_t j = k == g->n ? 0 : k + 1; j < g->n; ++j) {
         const op_t *op = &g->op[j];
-        const int32_t inputs = inputs_of(op);
+        const int32_t inputs = inputs_of(op), next = g->held[j].next;
+        const tensor_row_t *y = sp_row_of(e, op->tensor[inputs]);
         for (int32_t i = 0; i < inputs; ++i) {
-            const tensor_t y = sp_bind_number(e, op->tensor[inputs], INT8);
-            if (op->p[SOURCE + i] == k && g->held[j].next < y.h) {
-                keep = min32(keep, rows_behind(op, g->held[j].next, t->h).from);
+            if (op->p[SOURCE + i] == k && y && next < y->h) {
+                keep = min32(keep, rows_behind(op, next, t.h).from);
             }
         }
     }
     const int32_t drop = keep - held->first;
-    if (drop <= 0) {
+    if (e->error != SPROUT_OK || drop <= 0 || held->next - held->first > t.rows) {
         return false;
     }
-    const uint32_t row = (uint32_t)t->w * (uint32_t)t->c;
+    const uint32_t row = (uint32_t)t.w * (uint32_t)t.c;
     const uint32_t left = (uint32_t)(held->next - keep) * row;
-    int8_t *to = t->data;
+    int8_t *to = t.data;
     const int8_t *from = to + (uint32_t)drop * row;
     if (((row | (uint32_t)(uintptr_t)to) & 3) == 0) {
         for (uint32_t i = 0; i < left; i += 4) {
@@ -106,64 +112,68 @@ static bool make_room(exec_t *e, const group_t *g, int32_t k, const tensor_t *t)
     return true;
 }
 
-static bool holds_rows(const held_t *held, const tensor_t *t) {
+static bool holds_rows(const held_t *held, const tensor_row_t *t) {
     return held->first >= 0 && held->first <= held->next && held->next <= t->h &&
-           held->next - held->first <= t->rows;
+           held->next - held->first <= (t->rows ? t->rows : t->h);
 }
 
-// Computes the next row of member k if all is there that it takes.
-static bool give_row(exec_t *e, const group_t *g, int32_t k) {
-    const op_t op = g->op[k];
-    const int32_t inputs = inputs_of(&op);
-    held_t *out = &g->held[k];
-    const tensor_t y = sp_bind_number(e, op.tensor[inputs], INT8);
-    sp_require(e, is_member(&op) && holds_rows(out, &y), inputs);
-    if (e->error != SPROUT_OK || out->next == y.h) {
-        return false;
-    }
-    view_t view = {0};
-    for (int32_t i = 0; i < inputs; ++i) {
-        const tensor_t x = sp_bind_number(e, op.tensor[i], INT8);
-        const int32_t source = op.p[SOURCE + i];
-        const span_t rows = rows_behind(&op, out->next, x.h);
-        held_t in = {0, (int16_t)x.h};
-        if (source != NO_MEMBER) {
-            sp_require(e, source >= 0 && (source < k || source == g->n), i);
-            if (e->error != SPROUT_OK) {
-                return false;
-            }
-            in = g->held[source];
-        }
-        sp_require(e, holds_rows(&in, &x) && rows.from >= in.first && rows.from < rows.to, i);
-        if (e->error != SPROUT_OK || rows.to > in.next) {
+// The view for the next row of member k; false: not all is there that it takes.
+static APART bool find_rows(exec_t *e, const group_t *g, int32_t k, view_t *view) {
+    const op_t *op = &g->op[k];
+    const int32_t inputs = inputs_of(op);
+    const held_t *out = &g->held[k];
+    for (int32_t i = 0; i <= inputs; ++i) {
+        const tensor_row_t *t = sp_row_of(e, op->tensor[i]);
+        if (!t || !is_member(op)) {
+            sp_fail(e, SPROUT_E_OPCODE, op->opcode);
             return false;
         }
-        view.first[i] = rows.from - in.first;
-        view.n[i] = rows.to - rows.from;
-        view.top = rows.from - rows.start;
+        const int32_t source = i == inputs ? k : op->p[SOURCE + i];
+        held_t held = {0, (int16_t)t->h};
+        span_t rows = {0, out->next, out->next};
+        if (source != NO_MEMBER) {
+            if (source < 0 || source > g->n || (i < inputs && source >= k && source < g->n)) {
+                sp_fail(e, SPROUT_E_PARAMETER, SOURCE + i);
+                return false;
+            }
+            held = g->held[source];
+        }
+        if (i < inputs) {
+            rows = rows_behind(op, out->next, t->h);
+            view->top = rows.from - rows.start;
+        } else if (out->next == t->h) {
+            return false;
+        } else if (t->rows && out->next - out->first == t->rows) {
+            if (!make_room(e, g, k)) {
+                return false;
+            }
+            held = *out;
+        }
+        sp_require(e, holds_rows(&held, t) && rows.from >= held.first && rows.from <= rows.to, i);
+        if (e->error != SPROUT_OK || rows.to > held.next) {
+            return false;
+        }
+        view->first[i] = (int16_t)(rows.from - held.first);
+        view->n[i] = (int16_t)max32(1, rows.to - rows.from);
     }
-    if (out->next - out->first == y.rows && !make_room(e, g, k, &y)) {
-        return false;
-    }
-    view.first[inputs] = out->next - out->first;
-    view.n[inputs] = 1;
-    e->view = &view;
-    sp_dispatch(e, &op);
-    e->view = NULL;
-    ++out->next;
-    return e->error == SPROUT_OK;
+    return true;
 }
 
 static void run_group(exec_t *e, const group_t *g) {
     for (int32_t k = g->n - 1; k >= 0 && e->error == SPROUT_OK; --k) {
-        if (give_row(e, g, k)) {
+        view_t view = {0};
+        if (find_rows(e, g, k, &view)) {
+            e->view = &view;
+            sp_dispatch(e, &g->op[k]);
+            e->view = NULL;
+            ++g->held[k].next;
             k = g->n;
         }
     }
 }
 
 // Checks the members as if each had a row of all that it reads.
-static void check_members(exec_t *e, const op_t *op, int32_t n) {
+static APART void check_members(exec_t *e, const op_t *op, int32_t n) {
     for (int32_t i = 0; i < n; ++i) {
         op_t member;
         if (!sp_read_op(e, (uint32_t)(op->p[0] + i), &member)) {
@@ -183,6 +193,12 @@ static void check_members(exec_t *e, const op_t *op, int32_t n) {
     }
 }
 
+static bool has_finished(exec_t *e, const group_t *g) {
+    const op_t *last = &g->op[g->n - 1];
+    const tensor_row_t *y = sp_row_of(e, last->tensor[inputs_of(last)]);
+    return y && g->held[g->n - 1].next == y->h;
+}
+
 void sp_stream(exec_t *e, const op_t *op) {
     uint8_t *constants;
     const group_t g = open_group(e, op, &constants);
@@ -198,68 +214,82 @@ void sp_stream(exec_t *e, const op_t *op) {
         start_group(e, op, &g, constants);
         run_group(e, &g);
     }
-    const op_t *last = &g.op[g.n - 1];
-    const tensor_t y = sp_bind_number(e, last->tensor[inputs_of(last)], INT8);
-    if (e->error == SPROUT_OK && g.held[g.n - 1].next != y.h) {
-        sp_fail(e, fed ? SPROUT_E_INPUT : SPROUT_E_PARAMETER, fed ? g.held[g.n].next : 0);
+    if (!has_finished(e, &g)) {
+        sp_fail(e, fed ? SPROUT_E_INPUT : SPROUT_E_PARAMETER, 0);
     }
     e->kept = (kept_t){0};
 }
 
-// Writes a row of the input.
-static void put_row(const exec_t *e, int8_t *to, const uint8_t *pixels, uint32_t n) {
-    const uint32_t offset = e->head->input_table;
-    const uint8_t *table = e->memory->program + e->head->program + offset;
-    for (uint32_t i = 0; i < n; ++i) {
-        to[i] = (int8_t)(offset ? table[pixels[i]] : pixels[i]);
+// Checks what is given for the input's rows from `row` on, and makes ready for the first; returns
+// how many there are, or an error.
+static APART int32_t open_input(exec_t *e, group_t *g, const uint8_t *pixels, uint32_t length,
+                                int32_t row) {
+    const tensor_t x = sp_bind_number(e, e->head->input, INT8);
+    const uint32_t table = e->head->input_table;
+    if (table && (e->head->program_len < 256 || table > e->head->program_len - 256)) {
+        return SPROUT_E_HEADER;
     }
+    if (e->error != SPROUT_OK) {
+        return e->error;
+    }
+    const uint32_t width = (uint32_t)x.w * (uint32_t)x.c, n = divide(length, width);
+    const int32_t first = max32(row, 0);
+    if (!pixels || n * width != length || n > (uint32_t)max32(x.h - first, 0) ||
+        (row < 0 && n != (uint32_t)x.h)) {
+        return SPROUT_E_INPUT;
+    }
+    if (x.rows != x.h) { // the group that takes rows is the first operator
+        op_t op;
+        uint8_t *constants;
+        if (sp_read_op(e, 0, &op)) {
+            *g = open_group(e, &op, &constants);
+        }
+        if (e->error == SPROUT_OK && first == 0) {
+            start_group(e, &op, g, constants);
+        }
+    }
+    return e->error != SPROUT_OK ? e->error : (int32_t)n;
+}
+
+// Writes row `row` of the input; the pixels after it, or NULL if it is not the next one.
+static APART const uint8_t *put_row(exec_t *e, const group_t *g, const uint8_t *pixels,
+                                    int32_t row) {
+    const tensor_t x = sp_bind_number(e, e->head->input, INT8);
+    if (g->n) {
+        held_t *held = &g->held[g->n];
+        if (held->next != row || (held->next - held->first == x.rows && !make_room(e, g, g->n))) {
+            return NULL;
+        }
+        row = held->next++ - held->first;
+        if (row < 0 || row >= x.rows) { // the buffer holds something else by now
+            return NULL;
+        }
+    }
+    const uint32_t width = (uint32_t)x.w * (uint32_t)x.c, at = e->head->input_table;
+    const uint8_t *table = e->memory->program + e->head->program + at;
+    int8_t *to = (int8_t *)x.data + (uint32_t)row * width;
+    for (uint32_t i = 0; i < width; ++i, ++pixels) {
+        to[i] = (int8_t)(at ? table[*pixels] : *pixels);
+    }
+    return pixels;
 }
 
 int32_t sprout_input(const sprout_memory_t *memory, const uint8_t *pixels, uint32_t length,
                      int32_t row) {
     exec_t e;
+    group_t g = {0};
     if (sp_begin(&e, memory, NULL, SPROUT_PREDICT) != SPROUT_OK) {
         return e.error;
     }
-    const tensor_t x = sp_bind_number(&e, e.head->input, INT8);
-    const uint32_t table = e.head->input_table;
-    if (table && (e.head->program_len < 256 || table > e.head->program_len - 256)) {
-        sp_fail(&e, SPROUT_E_HEADER, 0);
+    int32_t n = open_input(&e, &g, pixels, length, row);
+    if (n < 0) {
+        return n;
     }
-    if (e.error != SPROUT_OK) {
-        return e.error;
-    }
-    const uint32_t width = (uint32_t)x.w * (uint32_t)x.c;
-    const int32_t first = max32(row, 0);
-    const uint32_t n = divide(length, width), most = (uint32_t)max32(x.h - first, 0);
-    if (!pixels || n * width != length || n > most || (row < 0 && n != (uint32_t)x.h)) {
-        return SPROUT_E_INPUT;
-    }
-    if (x.rows == x.h) {
-        put_row(&e, (int8_t *)x.data + (uint32_t)first * width, pixels, length);
-        return SPROUT_OK;
-    }
-    op_t op; // the group that takes rows is the first operator
-    uint8_t *constants;
-    if (!sp_read_op(&e, 0, &op)) {
-        return e.error;
-    }
-    const group_t g = open_group(&e, &op, &constants);
-    if (e.error != SPROUT_OK) {
-        return e.error;
-    }
-    if (first == 0) {
-        start_group(&e, &op, &g, constants);
-    }
-    held_t *held = &g.held[g.n];
-    for (uint32_t i = 0; i < n && e.error == SPROUT_OK; ++i) {
-        if (!holds_rows(held, &x) || held->next != first + (int32_t)i ||
-            (held->next - held->first == x.rows && !make_room(&e, &g, g.n, &x))) {
+    for (row = max32(row, 0); n > 0 && e.error == SPROUT_OK; --n, ++row) {
+        pixels = put_row(&e, &g, pixels, row);
+        if (!pixels) {
             return SPROUT_E_INPUT;
         }
-        put_row(&e, (int8_t *)x.data + (uint32_t)(held->next - held->first) * width,
-                pixels + i * width, width);
-        ++held->next;
         run_group(&e, &g);
     }
     return e.error;
