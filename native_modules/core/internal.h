@@ -191,8 +191,7 @@ static inline int32_t window_of(int32_t in, int32_t k, int32_t stride, int32_t p
 
 // The operators; execute.c has one row for each.
 typedef void kernel_t(exec_t *e, const op_t *op);
-kernel_t sp_conv, sp_conv_input_grad;                                          // conv.c
-kernel_t sp_depthwise, sp_depthwise_input_grad;                                // depthwise.c
+kernel_t sp_conv, sp_conv_input_grad, sp_depthwise, sp_depthwise_input_grad;   // layer.c
 kernel_t sp_add, sp_add_grads;                                                 // add.c
 kernel_t sp_average_pool, sp_average_pool_grad, sp_max_pool, sp_max_pool_grad; // pool.c
 kernel_t sp_mean, sp_mean_grad;                                                // mean.c
