@@ -1,4 +1,4 @@
-"""Groups that work row by row: the same bytes, the lowest peak, and rows that arrive one by one."""
+"""Groups that work row by row: the same bytes, the lowest peak, rows that come one by one."""
 
 from __future__ import annotations
 
@@ -293,8 +293,8 @@ def test_no_group_writes_outside_the_buffers():
     assert blob.takes_rows
     rng = random.Random(2)
     outcomes = set()
-    for data in (data, blob.to_bytes()):
-        e = Engine(data, in_place=False)
+    for file in (data, blob.to_bytes()):
+        e = Engine(file, in_place=False)
         whole = np.full(e.arena.size + 128, 0xA5, np.uint8)
         e.arena = whole[64 : 64 + e.arena.size]
         e._memory.put("arena", e.arena)

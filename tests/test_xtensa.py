@@ -69,7 +69,7 @@ def loader() -> Path:
     objects = []
     for source in (HERE / "start.S", HERE / "loader.c", build.NATMOD / "libc.c"):
         objects.append(folder / f"{source.stem}.o")
-        build.XTENSA.compile([*build.WARNINGS, "-c", source, "-o", objects[-1]])
+        build.XTENSA.compile(source, [*build.WARNINGS, "-o", objects[-1]])
     build.XTENSA.link(
         ["--no-warn-rwx-segments", "-T", HERE / "loader.ld", "-o", folder / "loader.elf", *objects]
     )

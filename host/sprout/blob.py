@@ -141,9 +141,9 @@ rows, the lowest at its start.  The member that comes last among those that can 
 if the rows that it reads are held and there is room for one more; where there is none, rows that
 no member is going to read make some, those that stay moving to the start.  The buffer (int32)
 holds p1 operators (64 bytes each), then for each member, and for the input, two i16: the first row
-held and the one after the last; then, where memory does not hold the file, those constants.  With
-p2 = 1 it is operator 0; it runs while rows of the input are written, and in its turn only has to
-be finished.
+held and the one after the last; then 28 bytes for the executor; then, where memory does not hold
+the file, those constants.  With p2 = 1 it is operator 0; it runs while rows of the input are
+written, and in its turn only has to be finished.
 
 Gradients
 ---------

@@ -24,6 +24,9 @@ from .graph import INT32, Op, SproutError, Tensor
 MOST_MEMBERS = 64
 """Members that the core takes in a group."""
 
+VIEW_WORDS = 7
+"""Words of a group's buffer for the executor's own use."""
+
 WINDOWS = ("conv", "depthwise", "average_pool", "max_pool")
 KINDS = (*WINDOWS, "add", "requantize")
 
@@ -69,7 +72,7 @@ class Group:
     def buffer_words(self) -> int:
         """int32 elements of the group's buffer (see STREAM in ``blob``)."""
         n = len(self.members)
-        return n * blob.OP_SIZE // 4 + n + 1 + self.kept // 4
+        return n * blob.OP_SIZE // 4 + n + 1 + VIEW_WORDS + self.kept // 4
 
     @property
     def calls(self) -> int:

@@ -30,14 +30,14 @@ int64_t sp_sar64(int64_t x, uint32_t n) {
 }
 
 uint32_t sp_divide(uint32_t a, uint32_t b) {
-    uint32_t quotient = 0, rest = 0;
-    for (uint32_t i = 32; i--;) {
-        const uint32_t carry = rest >> 31;
-        rest = rest << 1 | (a >> i & 1);
-        quotient <<= 1;
-        if (carry || rest >= b) {
-            rest -= b;
-            quotient |= 1;
+    uint32_t quotient = 0, bit = 1;
+    for (; b <= a >> 1; b <<= 1) {
+        bit <<= 1;
+    }
+    for (; bit; bit >>= 1, b >>= 1) {
+        if (a >= b) {
+            a -= b;
+            quotient |= bit;
         }
     }
     return quotient;
@@ -46,7 +46,8 @@ uint32_t sp_divide(uint32_t a, uint32_t b) {
 __attribute__((weak)) int32_t sp_mbqm(int32_t x, int32_t multiplier, int32_t shift) {
     shift = limit32(shift, -31, 30);
     const int32_t y = (int32_t)((uint32_t)x << max32(shift, 0));
-    return shift_away(high_mul(y, multiplier), (uint32_t)max32(-shift, 0));
+    const int32_t high = (int32_t)((sp_mul64(y, multiplier) + (1 << 30)) >> 31);
+    return shift_away(high, (uint32_t)max32(-shift, 0));
 }
 
 #endif

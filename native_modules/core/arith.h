@@ -33,6 +33,7 @@ uint64_t sp_umul64(uint32_t a, uint32_t b);
 int64_t sp_mul64(int32_t a, int32_t b);
 int64_t sp_sar64(int64_t x, uint32_t n);
 uint32_t sp_divide(uint32_t a, uint32_t b);
+int32_t sp_mbqm(int32_t x, int32_t multiplier, int32_t shift);
 #define umul64 sp_umul64
 #define mul64 sp_mul64
 #define sar64 sp_sar64
@@ -94,7 +95,11 @@ static inline int64_t rshift64(int64_t x, int32_t n) {
 // gemmlowp's SaturatingRoundingDoublingHighMul. Both signs of its nudge come to the same sum: a
 // truncated quotient of a negative number is the floor after adding 2**31 - 1.
 static inline int32_t high_mul(int32_t a, int32_t b) {
+#if defined(__ARM_ARCH_6M__)
+    return sp_mbqm(a, b, 0); // in assembly, and no longer than this
+#else
     return (int32_t)((mul64(a, b) + (1 << 30)) >> 31);
+#endif
 }
 
 // gemmlowp's RoundingDivideByPOT: x / 2**n, halves away from zero; n < 32
@@ -105,7 +110,6 @@ static inline int32_t shift_away(int32_t x, uint32_t n) {
 
 // x * multiplier * 2**(shift - 31), rounded twice: gemmlowp's MultiplyByQuantizedMultiplier
 #if defined(__ARM_ARCH_6M__)
-int32_t sp_mbqm(int32_t x, int32_t multiplier, int32_t shift);
 #define mbqm sp_mbqm
 #else
 static inline int32_t mbqm(int32_t x, int32_t multiplier, int32_t shift) {

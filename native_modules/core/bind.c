@@ -53,8 +53,7 @@ tensor_t sp_bind_number(exec_t *e, uint32_t number, int32_t dtype) {
         sp_fail(e, SPROUT_E_TENSOR, (int32_t)number);
         return t;
     }
-    t.h = row.h;
-    t.rows = (int32_t)rows;
+    t.h = (int32_t)rows;
     t.w = row.w;
     t.c = row.c;
     t.n = n;
@@ -68,14 +67,14 @@ tensor_t sp_bind(exec_t *e, const op_t *op, int32_t operand, int32_t dtype) {
     tensor_t t = sp_bind_number(e, op->tensor[operand], dtype);
     const view_t *view = e->view;
     if (!view || !view->n[operand]) {
-        if (t.rows != t.h) {
+        if (t.data && sp_row_of(e, op->tensor[operand])->rows) {
             sp_fail(e, SPROUT_E_TENSOR, op->tensor[operand]);
         }
         return t;
     }
     const int32_t first = view->first[operand], n = view->n[operand];
     const uint32_t row = (uint32_t)t.w * (uint32_t)t.c;
-    if (dtype != INT8 || first < 0 || first > t.rows - n) {
+    if (dtype != INT8 || first < 0 || first > t.h - n) {
         sp_fail(e, SPROUT_E_TENSOR, op->tensor[operand]);
         return t;
     }

@@ -1,4 +1,5 @@
-// Convolution and the gradient of its input. Tensors are (h, w, c); x is (H, W, I), y (P, Q, O).
+// Kernels of a convolution and of the gradient of its input. Tensors are (h, w, c); x is (H, W,
+// I), y (P, Q, O).
 
 #include "kernels.h"
 
@@ -92,58 +93,6 @@ REPLACEABLE void sp_conv_block(const conv_t *c, const uint8_t *records, const in
     sp_conv_block_plain(c, records, bias, first, n);
 }
 
-// Puts the trained weights [n_records, taps, list.n] over those of the records, whose input
-// channels the list names, and sums again.
-static void overlay(uint8_t *records, uint32_t size, uint32_t n_records, const int8_t *trained,
-                    list_t list, uint32_t taps, uint32_t channels) {
-    for (uint32_t i = 0; i < n_records; ++i) {
-        record_t *record = (record_t *)(void *)(records + i * size);
-        int8_t *w = record->weight;
-        for (uint32_t tap = 0; tap < taps; ++tap, w += channels) {
-            for (int32_t j = 0; j < list.n; ++j) {
-                w[list.channel ? list.channel[j] : j] = *trained++;
-            }
-        }
-        uint32_t sum = 0;
-        for (uint32_t j = 0; j < taps * channels; ++j) {
-            sum += (uint32_t)record->weight[j];
-        }
-        record->sum = (int32_t)sum;
-    }
-}
-
-void sp_conv(exec_t *e, const op_t *op) {
-    conv_t c;
-    c.x = sp_bind(e, op, 0, INT8);
-    c.out = sp_bind_output(e, op, 1, 2, &c.y);
-    c.k = sp_bind_window(e, op);
-    c.single = op->p[9] == 1;
-    const uint32_t taps = (uint32_t)c.k.taps, channels = (uint32_t)c.x.c, n = (uint32_t)c.y.c;
-    c.size = size_add(sizeof(record_t), round4(size_mul(taps, channels)));
-    const records_t records = sp_bind_records(e, op, 4, n, c.size, 1);
-    const list_t list = op->p[5] == -1 ? (list_t){0} : sp_bind_list(e, op, 7, c.x.c);
-    const uint32_t row = size_mul(taps, (uint32_t)list.n); // trained weights per output channel
-    const int8_t *trained = sp_bind_trained(e, op, 5, n, row);
-    const int32_t *bias = sp_bind_trained(e, op, 6, n, sizeof(int32_t));
-    sp_need_scratch(e, c.size);
-    if (sp_stop(e)) {
-        return;
-    }
-    for (uint32_t first = 0, count; first < n; first += count) {
-        uint8_t *tile = sp_load(e, &records, first, trained != NULL, &count);
-        if (!tile) {
-            return;
-        }
-        if (trained) {
-            overlay(tile, c.size, count, trained + first * row, list, taps, channels);
-        }
-        for (uint32_t i = 0; i < count; i += BLOCK) {
-            sp_conv_block(&c, tile + i * c.size, bias ? bias + first + i : NULL, first + i,
-                          umin32(count - i, BLOCK));
-        }
-    }
-}
-
 REPLACEABLE void sp_dot_rows_s16(const int16_t *restrict g, const int8_t *w, uint32_t stride,
                                  uint32_t n_rows, uint32_t n, int32_t *sum) {
     uint32_t r = 0;
@@ -209,69 +158,4 @@ uint32_t sp_conv_input_grad_block_plain(const conv_grad_t *c, const uint8_t *rec
 REPLACEABLE uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records,
                                               uint32_t first, uint32_t n) {
     return sp_conv_input_grad_block_plain(c, records, first, n);
-}
-
-// Writes the trained weights [O, taps, list.n] of input channels first to first + count over their
-// transposed records.
-static void overlay_transposed(uint8_t *records, uint32_t size, uint32_t first, uint32_t count,
-                               const int8_t *trained, list_t list, uint32_t taps,
-                               uint32_t outputs) {
-    const uint32_t n = (uint32_t)list.n;
-    for (uint32_t j = 0; j < n; ++j) {
-        const uint32_t c = (list.channel ? list.channel[j] : j) - first;
-        if (c >= count) { // below `first` too
-            continue;
-        }
-        int8_t *w = (int8_t *)records + c * size;
-        for (uint32_t tap = 0; tap < taps; ++tap) {
-            for (uint32_t o = 0; o < outputs; ++o) {
-                *w++ = trained[(o * taps + tap) * n + j];
-            }
-        }
-    }
-}
-
-void sp_conv_input_grad(exec_t *e, const op_t *op) {
-    conv_grad_t c;
-    c.g = sp_bind_gradient(e, op, 0);
-    c.dx = sp_bind_gradient(e, op, 1);
-    c.k = sp_bind_window(e, op);
-    c.shift = sp_bind_value(e, op, 6, 0, 31);
-    const uint32_t taps = (uint32_t)c.k.taps, outputs = (uint32_t)c.g.c, n = (uint32_t)c.dx.c;
-    c.size = round4(size_mul(taps, outputs));
-    const records_t records = op->p[2] == -1 ? (records_t){NULL, ABSENT, c.size, n, 1, 0}
-                                             : sp_bind_records(e, op, 2, n, c.size, 1);
-    const list_t list = op->p[3] == -1 ? (list_t){0} : sp_bind_list(e, op, 4, c.dx.c);
-    const uint32_t row = size_mul(taps, (uint32_t)list.n); // trained weights per output channel
-    const int8_t *trained = sp_bind_trained(e, op, 3, outputs, row);
-    sp_need_scratch(e, c.size);
-    if (records.offset == ABSENT && (!trained || list.n != c.dx.c)) {
-        sp_fail(e, SPROUT_E_PARAMETER, 3);
-    }
-    if (sp_stop(e)) {
-        return;
-    }
-    if (is_zero(&c.g)) {
-        sp_store_zero(&c.dx);
-        return;
-    }
-    for (;;) {
-        uint32_t seen = 0;
-        for (uint32_t first = 0, count; first < n; first += count) {
-            uint8_t *tile = sp_load(e, &records, first, trained != NULL, &count);
-            if (!tile) {
-                return;
-            }
-            if (trained) {
-                overlay_transposed(tile, c.size, first, count, trained, list, taps, outputs);
-            }
-            for (uint32_t i = 0; i < count; i += BLOCK) {
-                seen |= sp_conv_input_grad_block(&c, tile + i * c.size, first + i,
-                                                 umin32(count - i, BLOCK));
-            }
-        }
-        if (sp_settle(e, &c.g, &c.dx, seen, &c.shift)) {
-            return;
-        }
-    }
 }

@@ -1,24 +1,10 @@
-// Depthwise convolution and the gradient of its input. Output channel c reads input channel
-// c / multiplier. x is (H, W, C / multiplier), y (P, Q, C).
+// Kernels of a depthwise convolution and of the gradient of its input. Output channel c reads
+// input channel c / multiplier. x is (H, W, C / multiplier), y (P, Q, C).
 //
 // Channels are innermost in memory, taps in the records, so the weights of a block of channels are
 // first turned round into packed [taps][block].
 
 #include "kernels.h"
-
-enum { PACKED = 640 }; // bytes on the stack, so taps too at most
-
-// How many channels the packed weights have room for.
-static uint32_t block_of(uint32_t taps) { return taps ? umin32(divide(PACKED, taps), BLOCK) : 0; }
-
-// Channels of `many` per channel of `few`; 1 and an error where that is no whole number.
-static uint32_t groups_of(exec_t *e, const tensor_t *many, const tensor_t *few,
-                          const window_t *k) {
-    const uint32_t n = few->c ? divide((uint32_t)many->c, (uint32_t)few->c) : 0;
-    sp_require(e, k->taps <= PACKED, 0);
-    sp_require(e, n && n * (uint32_t)few->c == (uint32_t)many->c, 1);
-    return n ? n : 1;
-}
 
 static void pack(int8_t *packed, const uint8_t *records, uint32_t size, uint32_t taps,
                  uint32_t n) {
@@ -53,7 +39,7 @@ void sp_depthwise_block_plain(const depthwise_t *d, const uint8_t *records, cons
                               uint32_t first, uint32_t n) {
     const tensor_t *x = &d->x, *y = &d->y;
     const window_t *k = &d->k;
-    int8_t packed[PACKED];
+    int8_t packed[DEPTHWISE_BYTES];
     int32_t start[BLOCK], multiplier[BLOCK], shift[BLOCK], sum[BLOCK];
     pack(packed, records, d->size, (uint32_t)k->taps, n);
     for (uint32_t i = 0; i < n; ++i) {
@@ -91,51 +77,6 @@ REPLACEABLE void sp_depthwise_block(const depthwise_t *d, const uint8_t *records
     sp_depthwise_block_plain(d, records, bias, first, n);
 }
 
-// Puts the trained weights [list.n, taps] over those of the records of output channels first to
-// first + count.
-static void overlay(uint8_t *records, uint32_t size, uint32_t first, uint32_t count,
-                    const int8_t *trained, list_t list, uint32_t taps) {
-    for (uint32_t j = 0; j < (uint32_t)list.n; ++j, trained += taps) {
-        const uint32_t c = (list.channel ? list.channel[j] : j) - first;
-        if (c < count) { // above `first` too
-            record_t *record = (record_t *)(void *)(records + c * size);
-            sp_copy(record->weight, trained, taps);
-        }
-    }
-}
-
-void sp_depthwise(exec_t *e, const op_t *op) {
-    depthwise_t d;
-    d.x = sp_bind(e, op, 0, INT8);
-    d.out = sp_bind_output(e, op, 1, 2, &d.y);
-    d.k = sp_bind_window(e, op);
-    d.multiplier = groups_of(e, &d.y, &d.x, &d.k);
-    const uint32_t taps = (uint32_t)d.k.taps, n = (uint32_t)d.y.c;
-    d.size = (uint32_t)sizeof(record_t) + round4(taps);
-    const records_t records = sp_bind_records(e, op, 4, n, d.size, 1);
-    const list_t list = op->p[5] == -1 ? (list_t){0} : sp_bind_list(e, op, 7, d.y.c);
-    const int8_t *trained = sp_bind_trained(e, op, 5, (uint32_t)list.n, taps);
-    const int32_t *bias = sp_bind_trained(e, op, 6, n, sizeof(int32_t));
-    sp_need_scratch(e, d.size);
-    if (sp_stop(e)) {
-        return;
-    }
-    const uint32_t block = block_of(taps);
-    for (uint32_t first = 0, count; first < n; first += count) {
-        uint8_t *tile = sp_load(e, &records, first, trained != NULL, &count);
-        if (!tile) {
-            return;
-        }
-        if (trained) {
-            overlay(tile, d.size, first, count, trained, list, taps);
-        }
-        for (uint32_t i = 0; i < count; i += block) {
-            sp_depthwise_block(&d, tile + i * d.size, bias ? bias + first + i : NULL, first + i,
-                               umin32(count - i, block));
-        }
-    }
-}
-
 // sum[i] += g[i] * w[i]
 static void multiply_s16(const int16_t *restrict g, const int8_t *restrict w, uint32_t n,
                          int32_t *restrict sum) {
@@ -148,7 +89,7 @@ uint32_t sp_depthwise_input_grad_block_plain(const depthwise_grad_t *d, const ui
                                              uint32_t first, uint32_t n) {
     const tensor_t *g = &d->g, *dx = &d->dx;
     const window_t *k = &d->k;
-    int8_t packed[PACKED];
+    int8_t packed[DEPTHWISE_BYTES];
     int32_t sum[BLOCK];
     const int16_t *gradient = (const int16_t *)g->data + first;
     const uint32_t group = divide(first, d->multiplier);
@@ -187,84 +128,4 @@ REPLACEABLE uint32_t sp_depthwise_input_grad_block(const depthwise_grad_t *d,
                                                    const uint8_t *records, uint32_t first,
                                                    uint32_t n) {
     return sp_depthwise_input_grad_block_plain(d, records, first, n);
-}
-
-// The same with dx in the place of g, whose shape it has: through `room` [h, w, n], and only with
-// `keep` beyond it.
-static uint32_t overwrite_block(const depthwise_grad_t *d, const uint8_t *records, uint32_t first,
-                                uint32_t n, int16_t *room, bool keep) {
-    depthwise_grad_t part = *d;
-    int16_t *to = (int16_t *)d->g.data + first;
-    part.g.data = to;
-    part.dx.data = room;
-    part.dx.c = (int32_t)n;
-    const uint32_t seen = sp_depthwise_input_grad_block(&part, records, 0, n);
-    for (uint32_t i = (uint32_t)(d->g.h * d->g.w); keep && i; --i, to += d->g.c, room += n) {
-        sp_copy(to, room, n * 2);
-    }
-    return seen;
-}
-
-void sp_depthwise_input_grad(exec_t *e, const op_t *op) {
-    depthwise_grad_t d;
-    d.g = sp_bind_gradient(e, op, 0);
-    d.dx = sp_bind_gradient(e, op, 1);
-    d.k = sp_bind_window(e, op);
-    d.shift = sp_bind_value(e, op, 6, 0, 31);
-    d.multiplier = groups_of(e, &d.g, &d.dx, &d.k);
-    const uint32_t taps = (uint32_t)d.k.taps, n = (uint32_t)d.g.c;
-    d.size = (uint32_t)sizeof(record_t) + round4(taps);
-    records_t records = op->p[2] == -1 ? (records_t){NULL, ABSENT, d.size, n, d.multiplier, 0}
-                                       : sp_bind_records(e, op, 2, n, d.size, d.multiplier);
-    const list_t list = op->p[3] == -1 ? (list_t){0} : sp_bind_list(e, op, 4, d.g.c);
-    const int8_t *trained = sp_bind_trained(e, op, 3, (uint32_t)list.n, taps);
-    const bool over = d.g.data == d.dx.data;
-    uint32_t plane = 0; // bytes of a channel of dx before it can take the place of g's
-    if (over) {
-        plane = size_mul((uint32_t)d.dx.h * 2, (uint32_t)d.dx.w);
-        sp_require(e, d.g.n == d.dx.n && d.g.w == d.dx.w && d.multiplier == 1, 1);
-    }
-    sp_need_scratch(e, size_mul(size_add(d.size, plane), d.multiplier));
-    if (records.offset == ABSENT && (!trained || list.n != d.g.c)) {
-        sp_fail(e, SPROUT_E_PARAMETER, 3);
-    }
-    sp_require(e, d.multiplier <= block_of(taps), 1); // a block holds whole groups
-    if (sp_stop(e)) {
-        return;
-    }
-    if (is_zero(&d.g)) {
-        sp_store_zero(&d.dx);
-        return;
-    }
-    uint32_t block = divide(block_of(taps), d.multiplier) * d.multiplier;
-    int16_t *room = NULL;
-    if (over) {
-        block = umin32(block, divide(e->memory->scratch_len, d.size + plane));
-        records.reserved = block * plane + (e->memory->scratch_len & 1);
-        room = (int16_t *)(void *)(e->memory->scratch + e->memory->scratch_len - records.reserved);
-    }
-    // Where g is lost on the way, a first round only finds the shift.
-    for (bool keep = !over;; keep = true) {
-        uint32_t seen = 0;
-        for (uint32_t first = 0, count; first < n; first += count) {
-            uint8_t *tile = sp_load(e, &records, first, trained != NULL, &count);
-            if (!tile) {
-                return;
-            }
-            if (trained) {
-                overlay(tile, d.size, first, count, trained, list, taps);
-            }
-            for (uint32_t i = 0; i < count; i += block) {
-                const uint8_t *part = tile + i * d.size;
-                const uint32_t some = umin32(count - i, block);
-                seen |= over ? overwrite_block(&d, part, first + i, some, room, keep)
-                             : sp_depthwise_input_grad_block(&d, part, first + i, some);
-            }
-        }
-        if (!keep) {
-            d.shift = max32(d.shift, bitlen32(seen) - GRAD_BITS);
-        } else if (sp_settle(e, &d.g, &d.dx, seen, &d.shift)) {
-            return;
-        }
-    }
 }

@@ -79,8 +79,7 @@ typedef struct {
 // A bound tensor. `data` is NULL where an optional one is missing.
 typedef struct {
     int32_t h, w, c;
-    int32_t rows; // that there is room for; fewer than h where they pass through
-    uint32_t n;   // elements
+    uint32_t n; // elements
     int32_t zero_point;
     int32_t *exponent; // of a gradient
     void *data;
@@ -127,7 +126,7 @@ void sp_need_scratch(exec_t *e, uint32_t bytes);
 
 // The row of the table of tensor `number`; NULL: there is none.
 const tensor_row_t *sp_row_of(exec_t *e, uint32_t number);
-// Tensor `number`, whole or a buffer of some of its rows.
+// Tensor `number`, or the buffer of some of its rows: h is how many there is room for.
 tensor_t sp_bind_number(exec_t *e, uint32_t number, int32_t dtype);
 // An operand: the tensor or the view of it; a buffer of rows only through a view.
 tensor_t sp_bind(exec_t *e, const op_t *op, int32_t operand, int32_t dtype);
@@ -220,8 +219,7 @@ void sp_dispatch(exec_t *e, const op_t *op);
 
 // The operators; execute.c has one row for each.
 typedef void kernel_t(exec_t *e, const op_t *op);
-kernel_t sp_conv, sp_conv_input_grad;                                          // conv.c
-kernel_t sp_depthwise, sp_depthwise_input_grad;                                // depthwise.c
+kernel_t sp_conv, sp_conv_input_grad, sp_depthwise, sp_depthwise_input_grad;   // layer.c
 kernel_t sp_add, sp_add_grads;                                                 // add.c
 kernel_t sp_average_pool, sp_average_pool_grad, sp_max_pool, sp_max_pool_grad; // pool.c
 kernel_t sp_mean, sp_mean_grad;                                                // mean.c

@@ -18,8 +18,9 @@ typedef struct {
     tensor_t x, y;
     output_t out;
     window_t k;
-    uint32_t size; // of a record
-    bool single;   // rounds once
+    uint32_t size;       // of a record
+    uint32_t multiplier; // output channels per input channel of a depthwise layer
+    bool single;         // rounds once
 } conv_t;
 
 // y[.., first : first + n] from the records of those n <= BLOCK channels; bias [n], or NULL for
@@ -32,6 +33,7 @@ typedef struct {
     tensor_t g, dx;
     window_t k;
     uint32_t size; // of a record
+    uint32_t multiplier;
     int32_t shift;
 } conv_grad_t;
 
@@ -49,32 +51,16 @@ typedef void dot_rows_s16_t(const int16_t *g, const int8_t *w, uint32_t stride, 
 dot_rows_t sp_dot_rows;
 dot_rows_s16_t sp_dot_rows_s16;
 
-typedef struct {
-    tensor_t x, y;
-    output_t out;
-    window_t k;
-    uint32_t size;       // of a record
-    uint32_t multiplier; // output channels per input channel
-} depthwise_t;
-
-// y[.., first : first + n] from the records of those n <= BLOCK channels; bias [n], or NULL for
-// that of the records.
-typedef void depthwise_block_t(const depthwise_t *d, const uint8_t *records, const int32_t *bias,
-                               uint32_t first, uint32_t n);
+// The same of depthwise layers, whose packed weights of a block, [taps, n], have this much room:
+// n is BLOCK or fewer.
+enum { DEPTHWISE_BYTES = 640 };
+typedef conv_t depthwise_t;
+typedef conv_block_t depthwise_block_t;
 depthwise_block_t sp_depthwise_block, sp_depthwise_block_plain;
 
-typedef struct {
-    tensor_t g, dx;
-    window_t k;
-    uint32_t size; // of a record
-    uint32_t multiplier;
-    int32_t shift;
-} depthwise_grad_t;
-
-// dx from the records of output channels first to first + n, whole groups of them. Returns all
-// magnitudes before the shift ored together.
-typedef uint32_t depthwise_grad_block_t(const depthwise_grad_t *d, const uint8_t *records,
-                                        uint32_t first, uint32_t n);
+// Here records, `first` and n are those of output channels, n of them whole groups.
+typedef conv_grad_t depthwise_grad_t;
+typedef conv_grad_block_t depthwise_grad_block_t;
 depthwise_grad_block_t sp_depthwise_input_grad_block, sp_depthwise_input_grad_block_plain;
 
 // sum [kh, kw, n], the gradient of the weights of output channel `o` from input channels `first`

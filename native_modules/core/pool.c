@@ -2,39 +2,57 @@
 
 #include "internal.h"
 
+// Means or, with `maximum`, the greatest values, whose taps go into `arg` unless it is NULL.
+static void pool(const tensor_t *x, const tensor_t *y, const window_t *k, const output_t *out,
+                 bool maximum, uint8_t *arg) {
+    const uint32_t channels = (uint32_t)y->c;
+    for (int32_t oy = 0; oy < y->h; ++oy) {
+        const span_t v = span(oy, k->stride_h, k->top, k->kh, x->h);
+        for (int32_t ox = 0; ox < y->w; ++ox) {
+            const span_t u = span(ox, k->stride_w, k->left, k->kw, x->w);
+            const int32_t count = (v.to - v.from) * (u.to - u.from);
+            for (uint32_t first = 0; first < channels; first += BLOCK) {
+                const uint32_t n = umin32(channels - first, BLOCK);
+                const uint32_t element = at(y, oy, ox) + first;
+                int32_t value[BLOCK];
+                uint8_t tap[BLOCK] = {0};
+                for (uint32_t i = 0; i < n; ++i) {
+                    value[i] = maximum ? -129 : 0;
+                }
+                for (int32_t ky = v.from; ky < v.to; ++ky) {
+                    for (int32_t kx = u.from; kx < u.to; ++kx) {
+                        const int8_t *restrict p =
+                            (const int8_t *)x->data + at(x, v.start + ky, u.start + kx) + first;
+                        for (uint32_t i = 0; i < n; ++i) {
+                            if (!maximum) {
+                                value[i] += p[i];
+                            } else if (p[i] > value[i]) {
+                                value[i] = p[i];
+                                tap[i] = (uint8_t)(ky * k->kw + kx);
+                            }
+                        }
+                    }
+                }
+                for (uint32_t i = 0; i < n && count && !maximum; ++i) {
+                    value[i] = div_away(value[i], count);
+                }
+                sp_store(out, value, n, element);
+                if (arg) {
+                    sp_copy(arg + element, tap, n);
+                }
+            }
+        }
+    }
+}
+
 void sp_average_pool(exec_t *e, const op_t *op) {
     tensor_t y;
     const tensor_t x = sp_bind(e, op, 0, INT8);
     const output_t out = sp_bind_output(e, op, 1, 2, &y);
     const window_t k = sp_bind_window(e, op);
     sp_require(e, x.c == y.c, 1);
-    if (sp_stop(e)) {
-        return;
-    }
-    const uint32_t channels = (uint32_t)y.c;
-    for (int32_t oy = 0; oy < y.h; ++oy) {
-        const span_t v = span(oy, k.stride_h, k.top, k.kh, x.h);
-        for (int32_t ox = 0; ox < y.w; ++ox) {
-            const span_t u = span(ox, k.stride_w, k.left, k.kw, x.w);
-            const int32_t count = (v.to - v.from) * (u.to - u.from);
-            for (uint32_t first = 0; first < channels; first += BLOCK) {
-                const uint32_t n = umin32(channels - first, BLOCK);
-                int32_t sum[BLOCK] = {0};
-                for (int32_t ky = v.from; ky < v.to; ++ky) {
-                    for (int32_t kx = u.from; kx < u.to; ++kx) {
-                        const int8_t *restrict p =
-                            (const int8_t *)x.data + at(&x, v.start + ky, u.start + kx) + first;
-                        for (uint32_t i = 0; i < n; ++i) {
-                            sum[i] += p[i];
-                        }
-                    }
-                }
-                for (uint32_t i = 0; i < n && count; ++i) {
-                    sum[i] = div_away(sum[i], count);
-                }
-                sp_store(&out, sum, n, at(&y, oy, ox) + first);
-            }
-        }
+    if (!sp_stop(e)) {
+        pool(&x, &y, &k, &out, false, NULL);
     }
 }
 
@@ -132,40 +150,8 @@ void sp_max_pool(exec_t *e, const op_t *op) {
     uint8_t *arg = sp_bind_saved(e, op, 2, INT8, y.n);
     sp_require(e, x.c == y.c, 1);
     sp_require(e, op->tensor[2] == NONE || k.taps <= 256, 2);
-    if (sp_stop(e)) {
-        return;
-    }
-    const uint32_t channels = (uint32_t)y.c;
-    for (int32_t oy = 0; oy < y.h; ++oy) {
-        const span_t v = span(oy, k.stride_h, k.top, k.kh, x.h);
-        for (int32_t ox = 0; ox < y.w; ++ox) {
-            const span_t u = span(ox, k.stride_w, k.left, k.kw, x.w);
-            for (uint32_t first = 0; first < channels; first += BLOCK) {
-                const uint32_t n = umin32(channels - first, BLOCK);
-                const uint32_t element = at(&y, oy, ox) + first;
-                int32_t best[BLOCK];
-                uint8_t tap[BLOCK] = {0};
-                for (uint32_t i = 0; i < n; ++i) {
-                    best[i] = -129;
-                }
-                for (int32_t ky = v.from; ky < v.to; ++ky) {
-                    for (int32_t kx = u.from; kx < u.to; ++kx) {
-                        const int8_t *restrict p =
-                            (const int8_t *)x.data + at(&x, v.start + ky, u.start + kx) + first;
-                        for (uint32_t i = 0; i < n; ++i) {
-                            if (p[i] > best[i]) {
-                                best[i] = p[i];
-                                tap[i] = (uint8_t)(ky * k.kw + kx);
-                            }
-                        }
-                    }
-                }
-                sp_store(&out, best, n, element);
-                if (arg) {
-                    sp_copy(arg + element, tap, n);
-                }
-            }
-        }
+    if (!sp_stop(e)) {
+        pool(&x, &y, &k, &out, true, arg);
     }
 }
 

@@ -18,15 +18,21 @@ typedef struct {
     int16_t first, next;
 } held_t;
 
-// The members in the order of the program, and the rows of what each of them gives; held[n] are
-// those of the input, where the group takes it row by row.
+// The members in the order of the program.
 typedef struct {
     op_t *op;
-    held_t *held;
     int32_t n;
 } group_t;
 
-_Static_assert(sizeof(held_t) == 4, "held_t is not a word of a group's buffer");
+_Static_assert(sizeof(held_t) == 4, "held_t is not what a group's buffer has");
+_Static_assert(sizeof(view_t) == 28, "view_t is not what a group's buffer has");
+
+// The rows of what each member gives; the last are those of the input, where the group takes it
+// row by row.
+static held_t *held_of(const group_t *g) { return (held_t *)(void *)(g->op + g->n); }
+
+// Behind those, the view of the member that runs.
+static view_t *view_of(const group_t *g) { return (view_t *)(void *)(held_of(g) + g->n + 1); }
 
 static int32_t inputs_of(const op_t *op) { return op->opcode == ADD ? 2 : 1; }
 
@@ -50,14 +56,13 @@ static APART group_t open_group(exec_t *e, const op_t *op, uint8_t **constants) 
     const uint32_t n = (uint32_t)sp_bind_value(e, op, 1, 1, 64);
     const uint32_t length = (uint32_t)sp_bind_value(e, op, 4, 0, INT32_MAX);
     const tensor_t buffer = sp_bind(e, op, 0, INT32);
-    const uint32_t words = n * (uint32_t)(sizeof(op_t) / 4) + n + 1;
+    const uint32_t words = (n * (uint32_t)sizeof(op_t) + sizeof(view_t)) / 4 + n + 1;
     sp_require(e, buffer.n == size_add(words, length >> 2), 0);
     const records_t kept = sp_bind_records(e, op, 3, length, 1, 1);
     if (e->error == SPROUT_OK) {
         g.op = buffer.data;
-        g.held = (held_t *)(void *)(g.op + n);
         g.n = (int32_t)n;
-        *constants = (uint8_t *)(g.held + n + 1);
+        *constants = (uint8_t *)(view_of(&g) + 1);
         e->kept = (kept_t){*constants, kept.offset, length};
     }
     return g;
@@ -70,20 +75,20 @@ static APART void start_group(exec_t *e, const op_t *op, const group_t *g, uint8
     if (!e->memory->blob && e->error == SPROUT_OK) {
         sp_fetch(e, e->kept.offset, constants, e->kept.length);
     }
-    sp_fill(g->held, 0, ((uint32_t)g->n + 1) * sizeof(held_t));
+    sp_fill(held_of(g), 0, ((uint32_t)g->n + 1) * sizeof(held_t) + sizeof(view_t));
 }
 
 // Drops rows that nobody will read from the full buffer of member k, or of the input for k = n;
 // false: there are none.
 static APART bool make_room(exec_t *e, const group_t *g, int32_t k) {
-    held_t *held = &g->held[k];
+    held_t *held = &held_of(g)[k];
     const op_t *member = &g->op[k];
     const tensor_t t =
         sp_bind_number(e, k == g->n ? e->head->input : member->tensor[inputs_of(member)], INT8);
     int32_t keep = held->next;
     for (int32_t j = k == g->n ? 0 : k + 1; j < g->n; ++j) {
         const op_t *op = &g->op[j];
-        const int32_t inputs = inputs_of(op), next = g->held[j].next;
+        const int32_t inputs = inputs_of(op), next = held_of(g)[j].next;
         const tensor_row_t *y = sp_row_of(e, op->tensor[inputs]);
         for (int32_t i = 0; i < inputs; ++i) {
             if (op->p[SOURCE + i] == k && y && next < y->h) {
@@ -92,7 +97,7 @@ static APART bool make_room(exec_t *e, const group_t *g, int32_t k) {
         }
     }
     const int32_t drop = keep - held->first;
-    if (e->error != SPROUT_OK || drop <= 0 || held->next - held->first > t.rows) {
+    if (e->error != SPROUT_OK || drop <= 0 || held->next - held->first > t.h) {
         return false;
     }
     const uint32_t row = (uint32_t)t.w * (uint32_t)t.c;
@@ -121,7 +126,7 @@ static bool holds_rows(const held_t *held, const tensor_row_t *t) {
 static APART bool find_rows(exec_t *e, const group_t *g, int32_t k, view_t *view) {
     const op_t *op = &g->op[k];
     const int32_t inputs = inputs_of(op);
-    const held_t *out = &g->held[k];
+    const held_t *out = &held_of(g)[k];
     for (int32_t i = 0; i <= inputs; ++i) {
         const tensor_row_t *t = sp_row_of(e, op->tensor[i]);
         if (!t || !is_member(op)) {
@@ -136,7 +141,7 @@ static APART bool find_rows(exec_t *e, const group_t *g, int32_t k, view_t *view
                 sp_fail(e, SPROUT_E_PARAMETER, SOURCE + i);
                 return false;
             }
-            held = g->held[source];
+            held = held_of(g)[source];
         }
         if (i < inputs) {
             rows = rows_behind(op, out->next, t->h);
@@ -161,12 +166,12 @@ static APART bool find_rows(exec_t *e, const group_t *g, int32_t k, view_t *view
 
 static void run_group(exec_t *e, const group_t *g) {
     for (int32_t k = g->n - 1; k >= 0 && e->error == SPROUT_OK; --k) {
-        view_t view = {0};
-        if (find_rows(e, g, k, &view)) {
-            e->view = &view;
+        view_t *view = view_of(g);
+        if (find_rows(e, g, k, view)) {
+            e->view = view;
             sp_dispatch(e, &g->op[k]);
             e->view = NULL;
-            ++g->held[k].next;
+            ++held_of(g)[k].next;
             k = g->n;
         }
     }
@@ -196,7 +201,7 @@ static APART void check_members(exec_t *e, const op_t *op, int32_t n) {
 static bool has_finished(exec_t *e, const group_t *g) {
     const op_t *last = &g->op[g->n - 1];
     const tensor_row_t *y = sp_row_of(e, last->tensor[inputs_of(last)]);
-    return y && g->held[g->n - 1].next == y->h;
+    return y && held_of(g)[g->n - 1].next == y->h;
 }
 
 void sp_stream(exec_t *e, const op_t *op) {
@@ -232,13 +237,14 @@ static APART int32_t open_input(exec_t *e, group_t *g, const uint8_t *pixels, ui
     if (e->error != SPROUT_OK) {
         return e->error;
     }
+    const tensor_row_t *whole = sp_row_of(e, e->head->input);
     const uint32_t width = (uint32_t)x.w * (uint32_t)x.c, n = divide(length, width);
     const int32_t first = max32(row, 0);
-    if (!pixels || n * width != length || n > (uint32_t)max32(x.h - first, 0) ||
-        (row < 0 && n != (uint32_t)x.h)) {
+    if (!pixels || n * width != length || n > (uint32_t)max32(whole->h - first, 0) ||
+        (row < 0 && n != whole->h)) {
         return SPROUT_E_INPUT;
     }
-    if (x.rows != x.h) { // the group that takes rows is the first operator
+    if (whole->rows) { // the group that takes rows is the first operator
         op_t op;
         uint8_t *constants;
         if (sp_read_op(e, 0, &op)) {
@@ -256,12 +262,12 @@ static APART const uint8_t *put_row(exec_t *e, const group_t *g, const uint8_t *
                                     int32_t row) {
     const tensor_t x = sp_bind_number(e, e->head->input, INT8);
     if (g->n) {
-        held_t *held = &g->held[g->n];
-        if (held->next != row || (held->next - held->first == x.rows && !make_room(e, g, g->n))) {
+        held_t *held = &held_of(g)[g->n];
+        if (held->next != row || (held->next - held->first == x.h && !make_room(e, g, g->n))) {
             return NULL;
         }
         row = held->next++ - held->first;
-        if (row < 0 || row >= x.rows) { // the buffer holds something else by now
+        if (row < 0 || row >= x.h) { // the buffer holds something else by now
             return NULL;
         }
     }

@@ -96,8 +96,11 @@ static void apply_weights(uint32_t n, int8_t *weight, int16_t *accum) {
 }
 
 static int32_t limited_sum(int32_t a, int32_t b) {
-    const int64_t sum = (int64_t)a + b;
-    return sum > BIAS_LIMIT ? BIAS_LIMIT : sum < -BIAS_LIMIT ? -BIAS_LIMIT : (int32_t)sum;
+    const int32_t sum = add32(a, b);
+    if (((a ^ sum) & (b ^ sum)) < 0) { // it has wrapped
+        return a < 0 ? -BIAS_LIMIT : BIAS_LIMIT;
+    }
+    return limit32(sum, -BIAS_LIMIT, BIAS_LIMIT);
 }
 
 static void update_bias(const rule_t *rule, int32_t v, uint32_t c, int32_t *bias, int32_t *accum) {
@@ -213,82 +216,56 @@ REPLACEABLE void sp_weight_gradient(const tensor_t *g, const tensor_t *x, const 
     sp_weight_gradient_plain(g, x, k, o, first, n, sum);
 }
 
-// Rows of trained weights: row j belongs to output channel list[j] and has `taps` x n elements,
-// from input channel j / divisor x n on.
-typedef struct {
-    list_t outputs;
-    uint32_t n, divisor; // divisor 0: every row has all inputs
-} rows_t;
-
-static void update_rows(exec_t *e, const op_t *op, const tensor_t *g, const tensor_t *x,
-                        const window_t *k, rows_t rows, const records_t *records, weights_t to) {
-    const uint32_t row = (uint32_t)k->taps * rows.n, n_rows = (uint32_t)rows.outputs.n;
-    if (!may_update(e, g)) {
+// Gradients and updates of both kinds of layers. Row j of the trained weights belongs to output
+// channel list[j]: `row` elements, from all input channels or, depthwise, from one. There x holds
+// one channel per row if there is a list; without one it is the layer's input.
+static void update_layer(exec_t *e, const op_t *op, bool depthwise) {
+    const tensor_t g = sp_bind_gradient(e, op, 0), x = sp_bind(e, op, 1, INT8);
+    const window_t k = sp_bind_window(e, op);
+    const list_t list = depthwise ? sp_bind_list(e, op, 6, g.c) : (list_t){NULL, g.c};
+    const uint32_t outputs = (uint32_t)g.c, inputs = (uint32_t)x.c, n_rows = (uint32_t)list.n;
+    const uint32_t width = depthwise ? 1 : inputs; // of a tap
+    const uint32_t row = size_mul((uint32_t)k.taps, width), n = size_mul(n_rows, row);
+    int8_t *weight = sp_bind_trained(e, op, 2, n, 1);
+    const records_t records = sp_bind_records(e, op, 3, outputs, sizeof(rate_t), 1);
+    int16_t *accum = sp_bind_accum(e, op, 4, n, sizeof(int16_t));
+    uint8_t *fraction = sp_bind_trained(e, op, 8, (n + 1) / 2, 1);
+    sp_need_scratch(e,
+                    size_add(size_mul(outputs, sizeof(rate_t)), size_mul(row, sizeof(int32_t))));
+    uint32_t divisor = 0; // rows per input channel
+    if (depthwise) {
+        divisor = inputs ? divide(n_rows, inputs) : 0;
+        sp_require(e, n_rows == divisor * inputs && (!list.channel || divisor == 1), 1);
+    }
+    if (!weight) {
+        sp_fail(e, SPROUT_E_PARAMETER, 2);
+    }
+    if (sp_stop(e) || !may_update(e, &g)) {
         return;
     }
     void *rest;
-    const rate_t *rates = sp_load_all(e, records, &rest);
+    const rate_t *rates = sp_load_all(e, &records, &rest);
     int32_t *sum = rest;
     if (!rates) {
         return;
     }
     const bool apply = e->mode == MODE_APPLY;
     const uint32_t key = apply ? 0 : key_of(e, op->p[5]);
-    for (uint32_t j = 0; j < n_rows; ++j) {
-        const uint32_t o = rows.outputs.channel ? rows.outputs.channel[j] : j;
+    for (uint32_t j = 0, at = 0; j < n_rows; ++j, at += row) {
+        const uint32_t o = list.channel ? list.channel[j] : j;
         if (rates[o].mantissa == 0) {
             continue;
         }
-        const uint32_t at = j * row;
         if (apply) {
-            apply_weights(row, to.weight + at, to.accum + at);
+            apply_weights(row, weight + at, accum + at);
         } else {
-            const rule_t rule = rule_of(e, g, rates[o], WEIGHT_BITS, key);
-            sp_weight_gradient(g, x, k, o, rows.divisor ? divide(j, rows.divisor) : 0, rows.n,
-                               sum);
-            update_weights(&rule, sum, at, row, to);
+            const rule_t rule = rule_of(e, &g, rates[o], WEIGHT_BITS, key);
+            sp_weight_gradient(&g, &x, &k, o, divisor ? divide(j, divisor) : 0, width, sum);
+            update_weights(&rule, sum, at, row, (weights_t){weight, accum, fraction});
         }
     }
 }
 
-void sp_conv_weight_update(exec_t *e, const op_t *op) {
-    const tensor_t g = sp_bind_gradient(e, op, 0), x = sp_bind(e, op, 1, INT8);
-    const window_t k = sp_bind_window(e, op);
-    const uint32_t outputs = (uint32_t)g.c, row = size_mul((uint32_t)k.taps, (uint32_t)x.c);
-    int8_t *weight = sp_bind_trained(e, op, 2, outputs, row);
-    const records_t records = sp_bind_records(e, op, 3, outputs, sizeof(rate_t), 1);
-    int16_t *accum = sp_bind_accum(e, op, 4, size_mul(outputs, row), sizeof(int16_t));
-    uint8_t *fraction = sp_bind_trained(e, op, 8, (size_mul(outputs, row) + 1) / 2, 1);
-    sp_need_scratch(e,
-                    size_add(size_mul(outputs, sizeof(rate_t)), size_mul(row, sizeof(int32_t))));
-    if (!weight) {
-        sp_fail(e, SPROUT_E_PARAMETER, 2);
-    }
-    if (!sp_stop(e)) {
-        const rows_t rows = {{NULL, g.c}, (uint32_t)x.c, 0};
-        update_rows(e, op, &g, &x, &k, rows, &records, (weights_t){weight, accum, fraction});
-    }
-}
+void sp_conv_weight_update(exec_t *e, const op_t *op) { update_layer(e, op, false); }
 
-// With a list x holds one channel per row; without one it is the layer's input.
-void sp_depthwise_weight_update(exec_t *e, const op_t *op) {
-    const tensor_t g = sp_bind_gradient(e, op, 0), x = sp_bind(e, op, 1, INT8);
-    const window_t k = sp_bind_window(e, op);
-    const list_t list = sp_bind_list(e, op, 6, g.c);
-    const uint32_t outputs = (uint32_t)g.c, n = (uint32_t)list.n, taps = (uint32_t)k.taps;
-    int8_t *weight = sp_bind_trained(e, op, 2, n, taps);
-    const records_t records = sp_bind_records(e, op, 3, outputs, sizeof(rate_t), 1);
-    int16_t *accum = sp_bind_accum(e, op, 4, size_mul(n, taps), sizeof(int16_t));
-    uint8_t *fraction = sp_bind_trained(e, op, 8, (size_mul(n, taps) + 1) / 2, 1);
-    sp_need_scratch(e,
-                    size_add(size_mul(outputs, sizeof(rate_t)), size_mul(taps, sizeof(int32_t))));
-    const uint32_t divisor = x.c ? divide(n, (uint32_t)x.c) : 0;
-    sp_require(e, n == divisor * (uint32_t)x.c && (!list.channel || divisor == 1), 1);
-    if (!weight) {
-        sp_fail(e, SPROUT_E_PARAMETER, 2);
-    }
-    if (!sp_stop(e)) {
-        const rows_t rows = {list, 1, divisor};
-        update_rows(e, op, &g, &x, &k, rows, &records, (weights_t){weight, accum, fraction});
-    }
-}
+void sp_depthwise_weight_update(exec_t *e, const op_t *op) { update_layer(e, op, true); }
