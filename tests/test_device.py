@@ -475,7 +475,7 @@ print(cost(lambda: net.learn(x, 3)))
 def test_a_small_heap_says_how_many_bytes_are_missing(tmp_path, shared):
     model = shared / "models" / "mlperf_resnet8_cifar10_int8.tflite"
     (tmp_path / "net.sprout").write_bytes(compiler.compile_model(model, "last").to_bytes())
-    heap = 90_000
+    heap = 70_000
     kind, message = fails(tmp_path, START, heap)
     assert kind == "MemoryError"
     found = re.search(r"net.sprout needs (\d+) bytes of RAM and (\d+) are missing: load", message)

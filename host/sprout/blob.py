@@ -134,12 +134,14 @@ Forward operators
     arrive. p3, p4: offset and length of the constants that they use; see below
 
 A STREAM computes what its members (1 to 5, 10; without masks and trained parameters) would compute
-one after the other, so what follows says only where things lie.  p10 and p11 of a member say where
-its first and second input come from: the member of that number (from 0), its group's input for p1,
--1 a tensor that is there as a whole.  A tensor with a number of rows holds at any time a run of
-rows, the lowest at its start.  The member that comes last among those that can gives its next row,
-if the rows that it reads are held and there is room for one more; where there is none, rows that
-no member is going to read make some, those that stay moving to the start.  The buffer (int32)
+one after the other, so what follows says only where things lie.  p10 of a member says where its
+first input (the low half, an i16) and its second (the high half) come from: the member of that
+number (from 0), the input of the net for p1, -1 a tensor that is there as a whole; p11 is how many
+rows it gives at a time, fewer only at the end.  A tensor with a number of rows holds at any time a
+run of rows, the lowest at its start.  Of the members that can, the one that comes last gives its
+next rows: it can if all rows that they are made from are held and there is room for them; where
+there is none, rows that no member is going to read make some, and those after them move to the
+start.  The buffer (int32)
 holds p1 operators (64 bytes each), then for each member, and for the input, two i16: the first row
 held and the one after the last; then 28 bytes for the executor; then, where memory does not hold
 the file, those constants.  With p2 = 1 it is operator 0; it runs while rows of the input are

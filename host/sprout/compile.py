@@ -529,7 +529,9 @@ class _Lowering:
             p = [int(v) for v in p] + [0] * (12 - len(p))
             if "sources" in op.attrs:
                 flags |= blob.MEMBER
-                p[10 : 10 + len(op.inputs)] = op.attrs["sources"]
+                first, *second = op.attrs["sources"]
+                p[10] = (first & 0xFFFF) | ((second or [0])[0] << 16)
+                p[11] = op.attrs["at_a_time"]
             rows.append(blob.BlobOp(op.kind, flags, self.operands(op), p))
         lut_at = 0
         lut = input_table(self.graph, input_range)

@@ -6,8 +6,8 @@ kernel is high, and what stands between the first and the last operator of such 
 through buffers of a few rows.  No row is computed twice and no byte of a result changes.
 
 Which operators form groups is found exactly: ``group`` looks for the cut of the forward pass into
-groups and single operators with the lowest peak, and among those for the one with the least work
-in groups, because a row at a time costs some calls more.
+groups and single operators with the lowest peak, and among those for the one in which members are
+called the fewest times.  As many rows at a time as the peak leaves room for save calls too.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ WINDOWS = ("conv", "depthwise", "average_pool", "max_pool")
 KINDS = (*WINDOWS, "add", "requantize")
 
 
-def rows_behind(op: Op, row: int) -> tuple[int, int]:
-    """Return the rows [from, to) of an operator's inputs that row ``row`` of its output is made
-    from."""
+def rows_behind(op: Op, row: int, n: int = 1) -> tuple[int, int]:
+    """Return the rows [from, to) of an operator's inputs that n rows of its output from ``row`` on
+    are made from."""
     height = op.inputs[0].shape[0]
     if op.kind not in WINDOWS:
-        return row, row + 1
+        return row, row + n
     kernel = op.attrs["kernel"][0] if "kernel" in op.attrs else op.params["weight"].shape[1]
-    start = row * op.attrs["stride"][0] - op.attrs["padding"][0]
-    return max(0, start), min(height, start + kernel)
+    stride = op.attrs["stride"][0]
+    start = row * stride - op.attrs["padding"][0]
+    return max(0, start), min(height, start + (n - 1) * stride + kernel)
 
 
 def can_stream(op: Op) -> bool:
@@ -56,14 +57,16 @@ class Group:
     """Operators [first, last] of a schedule as a group.
 
     ``sources``: for each member and input the number of the member it comes from, ``len(members)``
-    for the input as it arrives, -1 for a whole tensor.  ``rows``: rows to make room for, by the id
-    of a tensor that passes through.  ``kept``: bytes of constants.
+    for the input as it arrives, -1 for a whole tensor.  ``at_a_time``: how many rows each member
+    gives at once.  ``rows``: rows to make room for, by the id of a tensor that passes through.
+    ``kept``: bytes of constants.
     """
 
     first: int
     last: int
     members: list[Op]
     sources: list[list[int]]
+    at_a_time: list[int]
     rows: dict[int, int]
     kept: int
     fed: bool
@@ -76,14 +79,15 @@ class Group:
 
     @property
     def calls(self) -> int:
-        """How many rows are computed: the price of a group."""
-        return sum(op.outputs[0].shape[0] for op in self.members)
+        """How many times members give rows: the price of a group."""
+        pairs = zip(self.members, self.at_a_time, strict=True)
+        return sum(-(-op.outputs[0].shape[0] // n) for op, n in pairs)
 
 
 def make_group(
-    ops: list[Op], first: int, last: int, passing: set[int], fed: Tensor | None
+    ops: list[Op], first: int, last: int, passing: set[int], fed: Tensor | None, rows_out: int = 1
 ) -> Group:
-    """Return operators [first, last] as a group.
+    """Return operators [first, last] as a group that gives ``rows_out`` rows at a time.
 
     ``passing`` are the ids of tensors that need not be there as a whole, ``fed`` the input where
     it arrives row by row.
@@ -94,7 +98,8 @@ def make_group(
     if fed is not None:
         number[id(fed)] = n
     sources = [[number.get(id(t), -1) for t in op.inputs] for op in members]
-    most = _most_held(members, sources)
+    at_a_time = _rows_at_a_time(members, sources, rows_out)
+    most = _most_held(members, sources, at_a_time)
     outputs = [op.outputs[0] for op in members] + ([fed] if fed is not None else [])
     rows = {
         id(t): most[k] for k, t in enumerate(outputs) if id(t) in passing and most[k] < t.shape[0]
@@ -103,37 +108,49 @@ def make_group(
         _padded(w.shape[0] * blob.forward_record_size(w[0].size))
         for w in (op.params["weight"] for op in members if "weight" in op.params)
     )
-    return Group(first, last, members, sources, rows, kept, fed is not None)
+    return Group(first, last, members, sources, at_a_time, rows, kept, fed is not None)
 
 
 def _padded(n: int) -> int:
     return (n + 7) // 8 * 8
 
 
-def _most_held(members: list[Op], sources: list[list[int]]) -> list[int]:
+def _rows_at_a_time(members: list[Op], sources: list[list[int]], rows_out: int) -> list[int]:
+    """Return how many rows each member gives at once, so that those after it can give theirs."""
+    n = len(members)
+    result = [0] * n
+    for k in range(n - 1, -1, -1):
+        readers = [j for j in range(n) if k in sources[j]]
+        needed = [
+            result[j] * (members[j].attrs["stride"][0] if members[j].kind in WINDOWS else 1)
+            for j in readers
+        ]
+        result[k] = min([members[k].outputs[0].shape[0], *(needed or [rows_out])])
+    return result
+
+
+def _most_held(members: list[Op], sources: list[list[int]], at_a_time: list[int]) -> list[int]:
     """Return the most rows that each member's output, then the input, holds: by playing the
     executor's rule."""
     n = len(members)
     heights = [op.outputs[0].shape[0] for op in members]
-    behind = [
-        [rows_behind(op, row) for row in range(h)] for op, h in zip(members, heights, strict=True)
-    ]
     readers = [[j for j in range(n) if k in sources[j]] for k in range(n + 1)]
     done, most, dropped = [0] * (n + 1), [0] * (n + 1), [0] * (n + 1)
 
-    def give(k: int) -> None:
-        waiting = [behind[j][done[j]][0] for j in readers[k] if done[j] < heights[j]]
+    def give(k: int, rows: int) -> None:
+        waiting = [rows_behind(members[j], done[j])[0] for j in readers[k] if done[j] < heights[j]]
         dropped[k] = max(dropped[k], min([done[k], *waiting]))
-        done[k] += 1
+        done[k] += rows
         most[k] = max(most[k], done[k] - dropped[k])
 
-    def ready(k: int) -> bool:
-        if done[k] == heights[k]:
-            return False
-        return all(s < 0 or done[s] >= behind[k][done[k]][1] for s in sources[k])
+    def ready(k: int) -> int:
+        rows = min(at_a_time[k], heights[k] - done[k])
+        needed = rows_behind(members[k], done[k], rows)[1]
+        return rows if all(s < 0 or done[s] >= needed for s in sources[k]) else 0
 
     while done[n - 1] < heights[n - 1]:
-        give(next((k for k in range(n - 1, -1, -1) if ready(k)), n))
+        able = ((k, rows) for k in range(n - 1, -1, -1) if (rows := ready(k)))
+        give(*next(able, (n, 1)))
     return most
 
 
@@ -158,8 +175,9 @@ class _Costs:
         }
         self.input_steps = touched.get(id(graph.input), [])
 
-    def group(self, first: int, last: int) -> Group:
-        """Return operators [first, last] as a group."""
+    def group(self, first: int, last: int, limit: int = 0) -> Group:
+        """Return operators [first, last] as a group that gives as many rows at a time as ``limit``
+        bytes allow, and one at least."""
         members = self.ops[first : last + 1]
         passing = {
             id(op.outputs[0])
@@ -170,7 +188,13 @@ class _Costs:
         if self.feed and first == 0:
             fed = self.schedule.graph.input
             passing.add(id(fed))
-        return make_group(self.ops, first, last, passing, fed)
+        best = make_group(self.ops, first, last, passing, fed)
+        for rows_out in (2, 4, 8, 16) if limit else ():
+            more = make_group(self.ops, first, last, passing, fed, rows_out)
+            if self.of(more) > limit:
+                break
+            best = more
+        return best
 
     def _within(self, steps: list[int], first: int, last: int) -> bool:
         return bool(steps) and first <= min(steps) and max(steps) <= last
@@ -226,7 +250,14 @@ def group(schedule: Schedule, feed: bool = False) -> Schedule:
             "frames: compile it without --rows."
         )
     limit = max(lowest[0], floor)
-    allowed = [[option for option in row if option[0] <= limit] for row in options]
+    allowed = [
+        [
+            (cost, first, g and costs.group(g.first, g.last, limit))
+            for cost, first, g in row
+            if cost <= limit
+        ]
+        for row in options
+    ]
     chosen = _cut(allowed, lambda cost, g: g.calls if g else 0, operator.add)
     assert chosen is not None
     return _apply(schedule, costs, chosen[1])
@@ -279,7 +310,8 @@ def _apply(schedule: Schedule, costs: _Costs, groups: list[Group]) -> Schedule:
             buffer = Tensor(f"group {g.first}", (1, 1, g.buffer_words), INT32)
             attrs = {"members": len(g.members), "kept": g.kept, "fed": g.fed}
             ops.append(Op("stream", [], [buffer], attrs, name=f"{len(g.members)} by row"))
-            ops += [renewed(op, sources=s) for op, s in zip(g.members, g.sources, strict=True)]
+            for op, sources, n in zip(g.members, g.sources, g.at_a_time, strict=True):
+                ops.append(renewed(op, sources=sources, at_a_time=n))
             step = g.last + 1
         if step <= costs.n_forward:
             n_forward = len(ops)

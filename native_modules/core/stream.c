@@ -1,8 +1,8 @@
-// Groups of operators that work row by row, and the rows of the input.
+// Groups of operators that work on a few rows at a time, and the rows of the input.
 //
 // A group's operators pass rows on through buffers that hold a few of them. Always the last
-// operator that can give a row gives one, so that rows are used up before there are more; no row
-// is computed twice. A buffer that is full drops, from its start, what no operator will read.
+// operator that can give its rows gives them, so that rows are used up before there are more; no
+// row is computed twice. A buffer that is full drops, from its start, what no operator will read.
 
 #include "internal.h"
 
@@ -10,8 +10,9 @@
 #define APART __attribute__((noinline))
 
 enum { CONV = 1, DEPTHWISE = 2, ADD = 3, AVERAGE_POOL = 4, MAX_POOL = 5, REQUANTIZE = 10 };
-enum { SOURCE = 10 }; // p of a member: which operand comes from which member
-enum { NO_MEMBER = -1 };
+// Of a member: p10 says which operand comes from which member, 16 bits each; p11 how many rows it
+// gives at a time.
+enum { SOURCES = 10, AT_A_TIME = 11, NO_MEMBER = -1 };
 
 // Rows [first, next) of a tensor are in its buffer, `first` at its start.
 typedef struct {
@@ -40,14 +41,18 @@ static bool is_member(const op_t *op) {
     return (op->opcode >= CONV && op->opcode <= MAX_POOL) || op->opcode == REQUANTIZE;
 }
 
-// The rows of the input that row `row` of the output is made from, from `start` on.
-static span_t rows_behind(const op_t *op, int32_t row, int32_t height) {
+static int32_t source_of(const op_t *op, int32_t i) {
+    return (int16_t)(op->p[SOURCES] >> (16 * i));
+}
+
+// The rows of the input that n rows of the output are made from, from row `start` on.
+static span_t rows_behind(const op_t *op, int32_t row, int32_t n, int32_t height) {
     if (op->opcode == ADD || op->opcode == REQUANTIZE) {
-        return (span_t){row, row, row + 1};
+        return (span_t){row, row, row + n};
     }
     const int32_t kernel = op->p[0] & 255, stride = op->p[0] >> 16 & 255, top = op->p[1] & 255;
-    const int32_t start = row * stride - top;
-    return (span_t){start, max32(0, start), min32(height, start + kernel)};
+    const int32_t start = row * stride - top, end = start + (n - 1) * stride + kernel;
+    return (span_t){start, max32(0, start), min32(height, end)};
 }
 
 // Binds the group's buffer: its members, what they hold, and the constants that they use.
@@ -78,9 +83,9 @@ static APART void start_group(exec_t *e, const op_t *op, const group_t *g, uint8
     sp_fill(held_of(g), 0, ((uint32_t)g->n + 1) * sizeof(held_t) + sizeof(view_t));
 }
 
-// Drops rows that nobody will read from the full buffer of member k, or of the input for k = n;
-// false: there are none.
-static APART bool make_room(exec_t *e, const group_t *g, int32_t k) {
+// Drops rows that nobody will read from the buffer of member k, or of the input for k = n, for n
+// more; false: there are too few.
+static APART bool make_room(exec_t *e, const group_t *g, int32_t k, int32_t n) {
     held_t *held = &held_of(g)[k];
     const op_t *member = &g->op[k];
     const tensor_t t =
@@ -91,27 +96,31 @@ static APART bool make_room(exec_t *e, const group_t *g, int32_t k) {
         const int32_t inputs = inputs_of(op), next = held_of(g)[j].next;
         const tensor_row_t *y = sp_row_of(e, op->tensor[inputs]);
         for (int32_t i = 0; i < inputs; ++i) {
-            if (op->p[SOURCE + i] == k && y && next < y->h) {
-                keep = min32(keep, rows_behind(op, next, t.h).from);
+            if (source_of(op, i) == k && y && next < y->h) {
+                keep = min32(keep, rows_behind(op, next, 1, t.h).from);
             }
         }
     }
     const int32_t drop = keep - held->first;
-    if (e->error != SPROUT_OK || drop <= 0 || held->next - held->first > t.h) {
+    if (e->error != SPROUT_OK || drop <= 0 || held->next - held->first > t.h ||
+        held->next - keep + n > t.h) {
         return false;
     }
     const uint32_t row = (uint32_t)t.w * (uint32_t)t.c;
     const uint32_t left = (uint32_t)(held->next - keep) * row;
     int8_t *to = t.data;
     const int8_t *from = to + (uint32_t)drop * row;
-    if (((row | (uint32_t)(uintptr_t)to) & 3) == 0) {
-        for (uint32_t i = 0; i < left; i += 4) {
-            *(int32_t *)(void *)(to + i) = *(const int32_t *)(const void *)(from + i);
+    uint32_t i = 0;
+    if (((row | (uint32_t)(uintptr_t)to) & 15) == 0) {
+        for (; i < left; i += 16) {
+            const int32_t *s = (const int32_t *)(const void *)(from + i);
+            const int32_t a = s[0], b = s[1], c = s[2], d = s[3];
+            int32_t *words = (int32_t *)(void *)(to + i);
+            words[0] = a, words[1] = b, words[2] = c, words[3] = d;
         }
-    } else {
-        for (uint32_t i = 0; i < left; ++i) {
-            to[i] = from[i];
-        }
+    }
+    for (; i < left; ++i) {
+        to[i] = from[i];
     }
     held->first = (int16_t)keep;
     return true;
@@ -122,56 +131,56 @@ static bool holds_rows(const held_t *held, const tensor_row_t *t) {
            held->next - held->first <= (t->rows ? t->rows : t->h);
 }
 
-// The view for the next row of member k; false: not all is there that it takes.
-static APART bool find_rows(exec_t *e, const group_t *g, int32_t k, view_t *view) {
+// The view for the next rows of member k, and how many they are; 0: not all is there that it
+// takes.
+static APART int32_t find_rows(exec_t *e, const group_t *g, int32_t k, view_t *view) {
     const op_t *op = &g->op[k];
     const int32_t inputs = inputs_of(op);
     const held_t *out = &held_of(g)[k];
-    for (int32_t i = 0; i <= inputs; ++i) {
-        const tensor_row_t *t = sp_row_of(e, op->tensor[i]);
-        if (!t || !is_member(op)) {
-            sp_fail(e, SPROUT_E_OPCODE, op->opcode);
-            return false;
+    const tensor_row_t *y = sp_row_of(e, op->tensor[inputs]);
+    if (!y || !is_member(op)) {
+        sp_fail(e, SPROUT_E_OPCODE, op->opcode);
+        return 0;
+    }
+    const int32_t n = min32(op->p[AT_A_TIME], y->h - out->next);
+    if (n <= 0) {
+        return 0;
+    }
+    for (int32_t i = 0; i < inputs; ++i) {
+        const tensor_row_t *x = sp_row_of(e, op->tensor[i]);
+        const int32_t source = source_of(op, i);
+        if (!x || (source != NO_MEMBER && source != g->n && (source < 0 || source >= k))) {
+            sp_fail(e, SPROUT_E_PARAMETER, SOURCES);
+            return 0;
         }
-        const int32_t source = i == inputs ? k : op->p[SOURCE + i];
-        held_t held = {0, (int16_t)t->h};
-        span_t rows = {0, out->next, out->next};
-        if (source != NO_MEMBER) {
-            if (source < 0 || source > g->n || (i < inputs && source >= k && source < g->n)) {
-                sp_fail(e, SPROUT_E_PARAMETER, SOURCE + i);
-                return false;
-            }
-            held = held_of(g)[source];
+        const span_t rows = rows_behind(op, out->next, n, x->h);
+        const held_t in = source == NO_MEMBER ? (held_t){0, (int16_t)x->h} : held_of(g)[source];
+        sp_require(e, holds_rows(&in, x) && rows.from >= in.first && rows.from <= rows.to, i);
+        if (e->error != SPROUT_OK || rows.to > in.next) {
+            return 0;
         }
-        if (i < inputs) {
-            rows = rows_behind(op, out->next, t->h);
-            view->top = rows.from - rows.start;
-        } else if (out->next == t->h) {
-            return false;
-        } else if (t->rows && out->next - out->first == t->rows) {
-            if (!make_room(e, g, k)) {
-                return false;
-            }
-            held = *out;
-        }
-        sp_require(e, holds_rows(&held, t) && rows.from >= held.first && rows.from <= rows.to, i);
-        if (e->error != SPROUT_OK || rows.to > held.next) {
-            return false;
-        }
-        view->first[i] = (int16_t)(rows.from - held.first);
+        view->top = rows.from - rows.start;
+        view->first[i] = (int16_t)(rows.from - in.first);
         view->n[i] = (int16_t)max32(1, rows.to - rows.from);
     }
-    return true;
+    const bool full = y->rows && out->next - out->first + n > y->rows;
+    if (full && !make_room(e, g, k, n)) {
+        return 0;
+    }
+    sp_require(e, holds_rows(out, y), inputs);
+    view->first[inputs] = (int16_t)(out->next - out->first);
+    view->n[inputs] = (int16_t)n;
+    return e->error == SPROUT_OK ? n : 0;
 }
 
 static void run_group(exec_t *e, const group_t *g) {
     for (int32_t k = g->n - 1; k >= 0 && e->error == SPROUT_OK; --k) {
-        view_t *view = view_of(g);
-        if (find_rows(e, g, k, view)) {
-            e->view = view;
+        const int32_t n = find_rows(e, g, k, view_of(g));
+        if (n) {
+            e->view = view_of(g);
             sp_dispatch(e, &g->op[k]);
             e->view = NULL;
-            ++held_of(g)[k].next;
+            held_of(g)[k].next = (int16_t)(held_of(g)[k].next + n);
             k = g->n;
         }
     }
@@ -184,7 +193,7 @@ static APART void check_members(exec_t *e, const op_t *op, int32_t n) {
         if (!sp_read_op(e, (uint32_t)(op->p[0] + i), &member)) {
             return;
         }
-        if (!is_member(&member) || !(member.flags & MEMBER)) {
+        if (!is_member(&member) || !(member.flags & MEMBER) || member.p[AT_A_TIME] <= 0) {
             sp_fail(e, SPROUT_E_OPCODE, member.opcode);
             return;
         }
@@ -263,7 +272,7 @@ static APART const uint8_t *put_row(exec_t *e, const group_t *g, const uint8_t *
     const tensor_t x = sp_bind_number(e, e->head->input, INT8);
     if (g->n) {
         held_t *held = &held_of(g)[g->n];
-        if (held->next != row || (held->next - held->first == x.h && !make_room(e, g, g->n))) {
+        if (held->next != row || (held->next - held->first == x.h && !make_room(e, g, g->n, 1))) {
             return NULL;
         }
         row = held->next++ - held->first;

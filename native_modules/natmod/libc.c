@@ -59,16 +59,31 @@ void __aeabi_memset(void *to, size_t n, int value) { memset(to, value, n); }
 
 void __aeabi_memclr(void *to, size_t n) { memset(to, 0, n); }
 
-void __aeabi_memcpy4(void *to, const void *from, size_t n)
-    __attribute__((alias("__aeabi_memcpy")));
+// Aligned, and so whole words but for the end of an array of bytes.
+void __aeabi_memcpy4(void *to, const void *from, size_t n) {
+    uint32_t *d = to;
+    const uint32_t *s = from;
+    for (; n >= 4; n -= 4) {
+        *d++ = *s++;
+    }
+    memcpy(d, s, n);
+}
+
 void __aeabi_memcpy8(void *to, const void *from, size_t n)
-    __attribute__((alias("__aeabi_memcpy")));
+    __attribute__((alias("__aeabi_memcpy4")));
 void __aeabi_memmove4(void *to, const void *from, size_t n)
     __attribute__((alias("__aeabi_memmove")));
 void __aeabi_memmove8(void *to, const void *from, size_t n)
     __attribute__((alias("__aeabi_memmove")));
 void __aeabi_memset4(void *to, size_t n, int value) __attribute__((alias("__aeabi_memset")));
 void __aeabi_memset8(void *to, size_t n, int value) __attribute__((alias("__aeabi_memset")));
-void __aeabi_memclr4(void *to, size_t n) __attribute__((alias("__aeabi_memclr")));
-void __aeabi_memclr8(void *to, size_t n) __attribute__((alias("__aeabi_memclr")));
+void __aeabi_memclr4(void *to, size_t n) {
+    uint32_t *d = to;
+    for (; n >= 4; n -= 4) {
+        *d++ = 0;
+    }
+    memset(d, 0, n);
+}
+
+void __aeabi_memclr8(void *to, size_t n) __attribute__((alias("__aeabi_memclr4")));
 #endif
