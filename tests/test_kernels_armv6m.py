@@ -72,7 +72,9 @@ def compare(rng: Rng, processor: Processor, n: Builder, least: int, run: Any = N
         if i in gradients:
             values = rng.integers(-(2**14), 2**14 + 1, t.shape).astype(np.int16)
             values[rng.random(t.shape) < rng.choice([0, 0.5, 0.99])] = 0
-        if i not in bits:
+        if i in bits:
+            other.arena[t.offset : t.offset + t.nbytes] = rng.integers(0, 256, t.nbytes)
+        else:
             other.tensor(i)[:] = values
     one.cpu.write(one.arena, other.arena.tobytes())
     mode = LEARN if gradients or rng.random() < 0.5 else PREDICT
@@ -219,13 +221,16 @@ def test_requantization(processor: Processor) -> None:
 def test_scaled_gradients(processor: Processor, bits: int) -> None:
     rng, n = np.random.default_rng(bits), Builder()
     n.tensor((1, 1, 1))
-    for multipliers in (rng.integers(-(2**31), 2**31, 37), 2 ** rng.integers(0, 31, 37)):
-        g = n.tensor((3, 4, 37), "int16")
-        at = n.constant(multipliers.astype("<i4").tobytes())
-        for mask in (NONE, n.like(g, "bits")):
-            out = n.like(g, "int16")
-            n.op("scale_grad", [g, mask, out], [at, -30, bits])
-    compare(rng, processor, n, 4 * 37)
+    for most in (0, 3, 9, 17, 30):  # bits of the scale, so that all shifts come up
+        shape = int(rng.integers(1, 5)), int(rng.integers(1, 5)), int(rng.integers(1, 40))
+        table = rng.choice([-1, 1], shape[2]) * 2**most - rng.integers(0, 2, shape[2])
+        for scale in ([n.constant(table.astype("<i4").tobytes())], [-1, int(table[0])]):
+            for passes in (False, True):
+                g, out = n.tensor(shape, "int16"), n.tensor(shape, "int16")
+                mask = NONE if passes else n.like(g, "bits")
+                n.op("scale_grad", [g, mask, out], [scale[0], -30, bits, *scale[1:]])
+                n.op("scale_grad", [out, mask, out], [scale[0], -30, bits, *scale[1:]])
+    compare(rng, processor, n, 4 * 40)
 
 
 def test_a_gradient_of_zeros(processor: Processor) -> None:

@@ -36,3 +36,8 @@ def test_input_gradients(processor: Processor, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_weight_updates(processor: Processor, seed: int) -> None:
     cases.test_weight_updates(processor, seed)
+
+
+@pytest.mark.parametrize("bits", [1, 7, 14])
+def test_scaled_gradients(processor: Processor, bits: int) -> None:
+    cases.test_scaled_gradients(processor, bits)
