@@ -82,6 +82,11 @@ INLINE int32_t shift_right(int32_t x, int32_t n) {
     return x;
 }
 
+// Whether pixels of rows of two widths belong to each other one by one.
+INLINE bool is_pointwise(const window_t *k, int32_t a, int32_t b) {
+    return k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->left == 0 && a == b;
+}
+
 // Bits e, e + 1, ... of the mask from values v[0], v[step], ...: whether they are inside [low,
 // low + range].
 void sp_store_mask(uint8_t *mask, uint32_t e, const int32_t *v, uint32_t step, uint32_t n,
