@@ -222,11 +222,12 @@ typedef struct {
 } reach_t;
 
 static reach_t reach(int32_t in, int32_t stride, int32_t pad, int32_t kernel, int32_t out_size) {
-    const int32_t last = (int32_t)divide((uint32_t)(in + pad), (uint32_t)stride);
-    const int32_t out = min32(last, out_size - 1);
-    const int32_t tap = in + pad - out * stride;
-    const int32_t n =
-        tap < kernel ? (int32_t)divide((uint32_t)(kernel - tap - 1), (uint32_t)stride) + 1 : 0;
+    const int32_t start = max32(0, in + pad);
+    const int32_t out = min32((int32_t)divide((uint32_t)start, (uint32_t)stride), out_size - 1);
+    const int32_t tap = start - out * stride;
+    const int32_t n = in + pad >= 0 && tap < kernel
+                          ? (int32_t)divide((uint32_t)(kernel - tap - 1), (uint32_t)stride) + 1
+                          : 0;
     return (reach_t){tap, min32(n, out + 1), out};
 }
 
