@@ -41,3 +41,7 @@ def test_weight_updates(processor: Processor, seed: int) -> None:
 @pytest.mark.parametrize("bits", [1, 7, 14])
 def test_scaled_gradients(processor: Processor, bits: int) -> None:
     cases.test_scaled_gradients(processor, bits)
+
+
+def test_requantization(processor: Processor) -> None:
+    cases.test_requantization(processor)
