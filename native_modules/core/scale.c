@@ -31,11 +31,13 @@ REPLACEABLE int32_t sp_mask_gradient(const scale_t *s) {
         const int32_t *t = s->table;
         for (uint32_t c = s->channels; c--; ++e, t += s->step) {
             const int32_t v = mask_at(s->mask, e) ? q[e] : 0;
-            const uint32_t m = magnitude32(v), scale = magnitude32(*t);
-            const uint32_t low = m * (scale & 0xffff);
             to[e] = (int16_t)v;
-            seen_low |= low;
-            seen_high |= m * (scale >> 16) + (low >> 16);
+            if (v) {
+                const uint32_t m = magnitude32(v), scale = magnitude32(*t);
+                const uint32_t low = m * (scale & 0xffff);
+                seen_low |= low;
+                seen_high |= m * (scale >> 16) + (low >> 16);
+            }
         }
     }
     return seen_high ? bitlen32(seen_high) + 16 : bitlen32(seen_low & 0xffff);
@@ -43,15 +45,18 @@ REPLACEABLE int32_t sp_mask_gradient(const scale_t *s) {
 
 void sp_scale_plain(const scale_t *s, int32_t shift) {
     int16_t *to = s->to;
-    for (uint32_t e = 0; e < s->n;) {
+    for (const int16_t *end = to + s->n; to != end;) {
         const int32_t *t = s->table;
-        for (uint32_t c = s->channels; c--; ++e, t += s->step) {
-            const int32_t x = to[e];
+        for (uint32_t c = s->channels; c--; ++to, t += s->step) {
+            const int32_t x = *to;
             // Without the lower 16 bits where they do not count, without the upper ones where they
             // are but the sign.
-            const int32_t high = x * (*t >> 16) + (x * (*t & 0xffff) >> 16);
-            const int32_t low = (int32_t)((uint32_t)x * (uint32_t)*t);
-            to[e] = (int16_t)(shift > 16 ? rshift32(high, shift - 16) : rshift32(low, shift));
+            int32_t v = (int32_t)((uint32_t)x * (uint32_t)*t), n = shift;
+            if (shift > 16) {
+                v = x * (*t >> 16) + (x * (*t & 0xffff) >> 16);
+                n -= 16;
+            }
+            *to = (int16_t)rshift32(v, n);
         }
     }
 }
