@@ -18,7 +18,7 @@ from sprout.graph import quantize_multiplier
 from tiny import Builder, geometry
 
 STACK = 2048
-KERNELS = [(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (4, 2), (10, 4), (2, 9)]
+KERNELS = [(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (4, 2), (10, 4), (2, 9), (35, 1)]
 Rng = np.random.Generator
 
 

@@ -150,8 +150,16 @@ typedef struct {
     int32_t (*end)[QUAD];   // of the sums
 } finish_t;
 
+// requantize; r0 multiplier, r1 shift, r8 zero
+#define REQUANTIZE(v)                                                                             \
+    "lsl " v ", " v ", #1\n"                                                                      \
+    "smmulr " v ", " v ", r0\n"                                                                   \
+    "add " v ", " v ", " v ", asr #31\n"                                                          \
+    "asrs " v ", " v ", r1\n"                                                                     \
+    "adc " v ", " v ", r8\n"
+
 // Four sums of each record become values, which stay there, and y of four pixels: as requantize
-// does it, or where `odd` has a bit as requantize_wide. Records that are not is_right are left
+// does it, or where `odd` has a bit from whole products. Records that are not is_right are left
 // out.
 NAKED static void requantize_quads(const uint8_t *records __attribute__((unused)),
                                    int32_t (*sum)[QUAD] __attribute__((unused)),
@@ -160,12 +168,6 @@ NAKED static void requantize_quads(const uint8_t *records __attribute__((unused)
                                    const finish_t *f __attribute__((unused))) {
     // r0 multiplier, r1 shift, r2 to r5 sums, r6 y, r7 records, r8 zero, r9 outputs, r10 size, r11
     // odd, r12 end, lr sum
-#define REQUANTIZE(v)                                                                             \
-    "lsl " v ", " v ", #1\n"                                                                      \
-    "smmulr " v ", " v ", r0\n"                                                                   \
-    "add " v ", " v ", " v ", asr #31\n"                                                          \
-    "asrs " v ", " v ", r1\n"                                                                     \
-    "adc " v ", " v ", r8\n"
     __asm__("push {r4-r11, lr}\n"
             "mov r7, r0\n"
             "mov lr, r1\n"
@@ -178,48 +180,49 @@ NAKED static void requantize_quads(const uint8_t *records __attribute__((unused)
             "lsrs r11, r11, #1\n"
             "bcs 4f\n"
             "usat r1, #5, r1\n"
-            "ldm lr, {r2-r5}\n" REQUANTIZE("r2") REQUANTIZE("r3") REQUANTIZE("r4")
-                REQUANTIZE("r5") "2: stm lr, {r2-r5}\n"
-                                 "ssat r5, #8, r5\n"
-                                 "ssat r4, #8, r4\n"
-                                 "ssat r3, #8, r3\n"
-                                 "ssat r2, #8, r2\n"
-                                 "add r0, r6, r9\n"
-                                 "strb r5, [r0, r9, lsl #1]\n"
-                                 "strb r4, [r6, r9, lsl #1]\n"
-                                 "strb r3, [r6, r9]\n"
-                                 "strb r2, [r6]\n"
-                                 "3: adds r6, #1\n"
-                                 "add r7, r7, r10\n"
-                                 "add lr, lr, #16\n"
-                                 "cmp lr, r12\n"
-                                 "bne 1b\n"
-                                 "pop {r4-r11, pc}\n"
-                                 "4: cmp r0, #0\n"
-                                 "blt 3b\n"
-                                 "cmp r1, #0\n"
-                                 "ble 3b\n"
-                                 "usat r1, #5, r1\n"
-                                 "movs r5, #4\n"
-                                 "5: ldr r4, [lr]\n"
-                                 "smull r2, r3, r4, r0\n"
-                                 "adds r2, r2, #0x40000000\n"
-                                 "adc r3, r3, #0\n"
-                                 "lsls r3, r3, #1\n"
-                                 "orr r3, r3, r2, lsr #31\n"
-                                 "add r3, r3, r3, asr #31\n"
-                                 "asrs r3, r1\n"
-                                 "adc r3, r3, r8\n"
-                                 "str r3, [lr], #4\n"
-                                 "subs r5, #1\n"
-                                 "bne 5b\n"
-                                 "sub lr, lr, #16\n"
-                                 "ldm lr, {r2-r5}\n"
-                                 "b 2b\n");
+            "ldm lr, {r2-r5}\n");
+    __asm__(REQUANTIZE("r2") REQUANTIZE("r3") REQUANTIZE("r4") REQUANTIZE("r5"));
+    __asm__("2: stm lr, {r2-r5}\n"
+            "ssat r5, #8, r5\n"
+            "ssat r4, #8, r4\n"
+            "ssat r3, #8, r3\n"
+            "ssat r2, #8, r2\n"
+            "add r0, r6, r9\n"
+            "strb r5, [r0, r9, lsl #1]\n"
+            "strb r4, [r6, r9, lsl #1]\n"
+            "strb r3, [r6, r9]\n"
+            "strb r2, [r6]\n"
+            "3: adds r6, #1\n"
+            "add r7, r7, r10\n"
+            "add lr, lr, #16\n"
+            "cmp lr, r12\n"
+            "bne 1b\n"
+            "pop {r4-r11, pc}\n"
+            "4: cmp r0, #0\n"
+            "blt 3b\n"
+            "cmp r1, #0\n"
+            "ble 3b\n"
+            "usat r1, #5, r1\n"
+            "movs r5, #4\n"
+            "5: ldr r4, [lr]\n"
+            "smull r2, r3, r4, r0\n"
+            "adds r2, r2, #0x40000000\n"
+            "adc r3, r3, #0\n"
+            "lsls r3, r3, #1\n"
+            "orr r3, r3, r2, lsr #31\n"
+            "add r3, r3, r3, asr #31\n"
+            "asrs r3, r1\n"
+            "adc r3, r3, r8\n"
+            "str r3, [lr], #4\n"
+            "subs r5, #1\n"
+            "bne 5b\n"
+            "sub lr, lr, #16\n"
+            "ldm lr, {r2-r5}\n"
+            "b 2b\n");
 }
 
 // What requantization does to the sums of a block of channels: a bit of `odd` says that requantize
-// does not take a channel's, one of `slow` that requantize_wide does not either.
+// does not take a channel's, one of `slow` that it is not is_right either.
 typedef struct {
     uint32_t odd, slow;
 } kinds_t;
