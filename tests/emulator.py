@@ -15,6 +15,7 @@ stalls is not in it.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import struct
 import sys
@@ -82,7 +83,7 @@ CPUS = {
 class Registers:
     """The emulator's numbers for the registers of the calling convention."""
 
-    args: tuple[int, int, int, int]
+    args: tuple[int, ...]
     link: int
     stack: int
     pc: int
@@ -101,6 +102,7 @@ REGISTERS = {
             riscv.UC_RISCV_REG_A1,
             riscv.UC_RISCV_REG_A2,
             riscv.UC_RISCV_REG_A3,
+            riscv.UC_RISCV_REG_A4,
         ),
         riscv.UC_RISCV_REG_RA,
         riscv.UC_RISCV_REG_SP,
@@ -285,9 +287,20 @@ class Processor:
         handles = [self._handle(value) for value in args]
         self.uc.mem_write(self.frame.address, struct.pack(f"<{len(handles)}I", *handles))
         values = (function, len(handles), 0, self.frame.address)
-        for register, value in zip(self.registers.args, values, strict=True):
-            self.uc.reg_write(register, value)
+        return self._value(self._run(code, values))
+
+    def call_c(self, symbol: str, *words: int) -> int:
+        """Call a C function of the module by its name with 32-bit words; return its result."""
+        starts = {name: start for name, start, _ in self.symbols}
+        return self._run(CODE + starts[symbol], words)
+
+    def _run(self, code: int, words: Sequence[int]) -> int:
         top = self.stack.address + self.stack.size
+        for register, value in zip(self.registers.args, words, strict=False):
+            self.uc.reg_write(register, value)
+        more = words[len(self.registers.args) :]
+        top -= len(more) * 4 + 7 & -8
+        self.uc.mem_write(top, struct.pack(f"<{len(more)}I", *more))
         self.uc.reg_write(self.registers.stack, top)
         self.uc.reg_write(self.registers.link, self._trap(STOP))
         self._counter.previous = 0
@@ -299,7 +312,7 @@ class Processor:
         if self._failure:
             raise self._failure
         self.stack_used = max(self.stack_used, self._stack_depth())
-        return self._value(self.uc.reg_read(self.registers.args[0]))
+        return self.uc.reg_read(self.registers.args[0])
 
     def _where(self) -> str:
         at = self.uc.reg_read(self.registers.pc) - CODE
@@ -550,14 +563,17 @@ class Processor:
         sums = {name: self._sum(times) for name, times in parts.items()}
         return dict(sorted(sums.items(), key=lambda item: -item[1].cycles))
 
+    @functools.cached_property
+    def symbols(self) -> list[tuple[str, int, int]]:
+        """Names of C functions, where in the code they start and end."""
+        program = self.module.with_suffix(".elf")
+        return _symbols(program) if program.exists() else []
+
     def function_at(self, at: int) -> str:
         """The C function that an offset in the code belongs to."""
         if not 0 <= at < len(self.code):
             return "outside"
-        if not hasattr(self, "_symbols"):
-            program = self.module.with_suffix(".elf")
-            self._symbols = _symbols(program) if program.exists() else []
-        for symbol, start, end in self._symbols:
+        for symbol, start, end in self.symbols:
             if start <= at < end:
                 return symbol
         return f"{at:#x}"

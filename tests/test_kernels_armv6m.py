@@ -18,7 +18,7 @@ from sprout.graph import quantize_multiplier
 from tiny import Builder, geometry
 
 STACK = 2048
-KERNELS = [(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (4, 2), (10, 4), (2, 9)]
+KERNELS = [(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (4, 2), (10, 4), (2, 9), (3, 2), (35, 1)]
 Rng = np.random.Generator
 
 
@@ -72,7 +72,9 @@ def compare(rng: Rng, processor: Processor, n: Builder, least: int, run: Any = N
         if i in gradients:
             values = rng.integers(-(2**14), 2**14 + 1, t.shape).astype(np.int16)
             values[rng.random(t.shape) < rng.choice([0, 0.5, 0.99])] = 0
-        if i not in bits:
+        if i in bits:
+            other.arena[t.offset : t.offset + t.nbytes] = rng.integers(0, 256, t.nbytes)
+        else:
             other.tensor(i)[:] = values
     one.cpu.write(one.arena, other.arena.tobytes())
     mode = LEARN if gradients or rng.random() < 0.5 else PREDICT
@@ -93,10 +95,14 @@ def output_size(size: int, kernel: int, stride: int, before: int, after: int) ->
     return (size + before + after - kernel) // stride + 1
 
 
-def window(rng: Rng, pointwise: float, sizes: tuple[int, int]) -> tuple[Any, Any, Any, list[int]]:
+def window(
+    rng: Rng, pointwise: float, sizes: tuple[int, int], kernel: Any = None
+) -> tuple[Any, Any, Any, list[int]]:
     """A kernel, strides, pads, and the output's size, for an input of some size."""
+    given = kernel
     while True:
-        kernel = (1, 1) if rng.random() < pointwise else KERNELS[rng.integers(len(KERNELS))]
+        some = (1, 1) if rng.random() < pointwise else KERNELS[rng.integers(len(KERNELS))]
+        kernel = given or some
         stride, first, last = (1, 1), (0, 0), (0, 0)
         if rng.random() < 0.8 and kernel != (1, 1) or rng.random() < 0.1:
             stride = tuple(int(s) for s in rng.integers(1, 4, 2))
@@ -106,10 +112,12 @@ def window(rng: Rng, pointwise: float, sizes: tuple[int, int]) -> tuple[Any, Any
             return kernel, stride, first, out
 
 
-def forward(rng: Rng, n: Builder, sizes: list[int], channels: int, outputs: int) -> int:
+def forward(
+    rng: Rng, n: Builder, sizes: Any, channels: int, outputs: int, kernel: Any = None
+) -> int:
     """A convolution, depthwise if outputs is a negative multiplier; returns the least scratch."""
     deep = outputs < 0
-    kernel, stride, first, out = window(rng, 0 if deep else 0.6, sizes)
+    kernel, stride, first, out = window(rng, 0 if deep else 0.6, sizes, kernel)
     taps, outputs = kernel[0] * kernel[1], -outputs * channels if deep else outputs
     inputs = 1 if deep else channels
     x = n.tensor((*sizes, channels), zero=int(rng.choice([-128, 127, rng.integers(-128, 128)])))
@@ -152,6 +160,15 @@ def test_depthwise(processor: Processor, seed: int) -> None:
     sizes = [some_sizes(rng, 12), some_sizes(rng, 3), (3, 99), (230, 2)][seed % 4]
     channels = int(rng.integers(1, 3 if max(sizes) > 20 else 40))
     compare(rng, processor, n, forward(rng, n, sizes, channels, -int(rng.choice([1, 1, 2, 5]))))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_depthwise_of_whole_windows(processor: Processor, kernel: tuple[int, int]) -> None:
+    rng, n, least = np.random.default_rng(kernel), Builder(), 0
+    for _ in range(6):
+        sizes = [int(k + rng.integers(5)) for k in kernel]
+        least = max(least, forward(rng, n, sizes, int(rng.integers(4, 12)), -1, kernel))
+    compare(rng, processor, n, least)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -215,17 +232,36 @@ def test_requantization(processor: Processor) -> None:
         compare(rng, processor, n, 0)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_addition(processor: Processor, seed: int) -> None:
+    """With multipliers as the compiler makes them: that of the greater scale is 1/2."""
+    rng, n = np.random.default_rng(seed + 5000), Builder()
+    shape = (1, int(rng.integers(1, 5)), int(rng.integers(1, 80)))
+    for scales in rng.uniform(0.01, 1, (6, 3)):
+        a, b, y = (n.tensor(shape, zero=int(rng.integers(-128, 128))) for _ in range(3))
+        most = 2 * scales[:2].max()
+        real = [*scales[:2] / most, most / (2**20 * scales[2])]
+        limits = [-128, 127] if rng.random() < 0.5 else [-90, 101]
+        mask = n.like(y, "bits") if rng.random() < 0.5 else NONE
+        p = [part for r in real for part in quantize_multiplier(float(r))]
+        n.op("add", [a, b, y, mask], [*p, *limits])
+    compare(rng, processor, n, 0)
+
+
 @pytest.mark.parametrize("bits", [1, 7, 14])
 def test_scaled_gradients(processor: Processor, bits: int) -> None:
     rng, n = np.random.default_rng(bits), Builder()
     n.tensor((1, 1, 1))
-    for multipliers in (rng.integers(-(2**31), 2**31, 37), 2 ** rng.integers(0, 31, 37)):
-        g = n.tensor((3, 4, 37), "int16")
-        at = n.constant(multipliers.astype("<i4").tobytes())
-        for mask in (NONE, n.like(g, "bits")):
-            out = n.like(g, "int16")
-            n.op("scale_grad", [g, mask, out], [at, -30, bits])
-    compare(rng, processor, n, 4 * 37)
+    for most in (0, 3, 9, 17, 30):  # bits of the scale, so that all shifts come up
+        shape = int(rng.integers(1, 5)), int(rng.integers(1, 5)), int(rng.integers(1, 40))
+        table = rng.choice([-1, 1], shape[2]) * 2**most - rng.integers(0, 2, shape[2])
+        for scale in ([n.constant(table.astype("<i4").tobytes())], [-1, int(table[0])]):
+            for passes in (False, True):
+                g, out = n.tensor(shape, "int16"), n.tensor(shape, "int16")
+                mask = NONE if passes else n.like(g, "bits")
+                n.op("scale_grad", [g, mask, out], [scale[0], -30, bits, *scale[1:]])
+                n.op("scale_grad", [out, mask, out], [scale[0], -30, bits, *scale[1:]])
+    compare(rng, processor, n, 4 * 40)
 
 
 def test_a_gradient_of_zeros(processor: Processor) -> None:

@@ -28,6 +28,11 @@ def test_depthwise(processor: Processor, seed: int) -> None:
     cases.test_depthwise(processor, seed)
 
 
+@pytest.mark.parametrize("kernel", cases.KERNELS)
+def test_depthwise_of_whole_windows(processor: Processor, kernel: tuple[int, int]) -> None:
+    cases.test_depthwise_of_whole_windows(processor, kernel)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_input_gradients(processor: Processor, seed: int) -> None:
     cases.test_input_gradients(processor, seed)
@@ -36,3 +41,17 @@ def test_input_gradients(processor: Processor, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_weight_updates(processor: Processor, seed: int) -> None:
     cases.test_weight_updates(processor, seed)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_addition(processor: Processor, seed: int) -> None:
+    cases.test_addition(processor, seed)
+
+
+@pytest.mark.parametrize("bits", [1, 7, 14])
+def test_scaled_gradients(processor: Processor, bits: int) -> None:
+    cases.test_scaled_gradients(processor, bits)
+
+
+def test_requantization(processor: Processor) -> None:
+    cases.test_requantization(processor)

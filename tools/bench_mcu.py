@@ -160,21 +160,24 @@ def millions(value: float) -> str:
     return f"{value / 1e6:.1f}"
 
 
-def print_result(result: dict[str, Any], plain: dict[str, Any]) -> None:
-    """Print one processor's tables: the counts, then the same of the plain kernels."""
+def print_result(result: dict[str, Any], plain: dict[str, Any] | None) -> None:
+    """Print one processor's tables: the counts, then the same of the plain kernels if measured."""
     network, cpu = result["network"], result["processor"]
     size = f"code {result['code_bytes']} B, stack {result['stack_bytes']} B"
-    print(f"\n{network} on {cpu}: {size}; plain: code {plain['code_bytes']} B")
-    head = ("M MACs", "M instr.", "M cycles", "i/MAC", "c/MAC", "plain:", "M instr.", "M cycles")
+    size += f"; plain: code {plain['code_bytes']} B" if plain else ""
+    print(f"\n{network} on {cpu}: {size}")
+    head = ["M MACs", "M instr.", "M cycles", "i/MAC", "c/MAC"]
+    head += ["plain:", "M instr.", "M cycles"] if plain else []
     print(f"  {'':28}" + "".join(f"{title:>9}" for title in head))
     for what, others in (("inference", OTHERS), ("step", OTHER_STEPS)):
         whole = result[what]
         for kind, row in [(f"whole {what}", whole), *whole["kernels"].items()]:
             both = (row["instructions"], row["cycles"])
-            other = plain[what]["kernels"].get(kind, plain[what])
             line = [f"{row['macs'] / 1e6:.2f}", *map(millions, both)]
             line += [f"{n / row['macs']:.2f}" if row["macs"] else "" for n in both]
-            line += ["", *(millions(other[key]) for key in ("instructions", "cycles"))]
+            if plain:
+                other = plain[what]["kernels"].get(kind, plain[what])
+                line += ["", *(millions(other[key]) for key in ("instructions", "cycles"))]
             print(f"  {kind:28}" + "".join(f"{cell:>9}" for cell in line))
         unit = "cycles" if cpu == "cortex-m0" else "instructions"
         if (network, cpu) in others:
@@ -192,19 +195,21 @@ def main() -> None:
     parser.add_argument("--cpu", action="append", choices=CPUS)
     parser.add_argument("--network", action="append", choices=NETWORKS)
     parser.add_argument("--profile", action="store_true", help="cycles by C function too")
+    parser.add_argument("--own", action="store_true", help="leave out the plain kernels")
     options = parser.parse_args()
     if not (common.SHARED / "models").is_dir():
         sys.exit(f"{common.SHARED / 'models'} is missing: this bench measures its networks.")
+    kernels = (False,) if options.own else (False, True)
     cases = [
         (name, cpu, plain, options.profile)
         for cpu in options.cpu or PROCESSORS
         for name in options.network or NETWORKS
-        for plain in (False, True)
+        for plain in kernels
     ]
     with concurrent.futures.ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         results = list(pool.map(measure, *zip(*cases, strict=True)))
-    for result, plain in zip(results[::2], results[1::2], strict=True):
-        print_result(result, plain)
+    for i in range(0, len(results), len(kernels)):
+        print_result(results[i], None if options.own else results[i + 1])
     path = common.BUILD / "bench-mcu.json"
     path.write_text(json.dumps(results, indent=1))
     print(f"\n{path.relative_to(common.ROOT)} has all of this")

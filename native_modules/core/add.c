@@ -1,27 +1,38 @@
 // Sum of two tensors, and of the two gradients that meet where a tensor was used twice.
 
-#include "internal.h"
+#include "kernels.h"
+
+void sp_add_block_plain(const add_t *d, uint32_t first, uint32_t n) {
+    const int8_t *a = (const int8_t *)d->a.data + first, *b = (const int8_t *)d->b.data + first;
+    const int32_t *p = d->p;
+    int32_t v[BLOCK];
+    for (uint32_t i = 0; i < n; ++i) {
+        const int32_t da = (a[i] - d->a.zero_point) * (1 << 20);
+        const int32_t db = (b[i] - d->b.zero_point) * (1 << 20);
+        const int32_t sum = add32(mbqm(da, p[0], p[1]), mbqm(db, p[2], p[3]));
+        v[i] = add32(d->out.zero_point, mbqm(sum, p[4], p[5]));
+    }
+    sp_store(&d->out, v, n, first);
+}
+
+REPLACEABLE void sp_add_block(const add_t *d, uint32_t first, uint32_t n) {
+    sp_add_block_plain(d, first, n);
+}
 
 void sp_add(exec_t *e, const op_t *op) {
     tensor_t y;
-    const tensor_t a = sp_bind(e, op, 0, INT8), b = sp_bind(e, op, 1, INT8);
-    const output_t out = sp_bind_output(e, op, 2, 6, &y);
-    sp_require(e, a.n == y.n, 0);
-    sp_require(e, b.n == y.n, 1);
+    add_t d;
+    d.a = sp_bind(e, op, 0, INT8);
+    d.b = sp_bind(e, op, 1, INT8);
+    d.out = sp_bind_output(e, op, 2, 6, &y);
+    d.p = op->p;
+    sp_require(e, d.a.n == y.n, 0);
+    sp_require(e, d.b.n == y.n, 1);
     if (sp_stop(e)) {
         return;
     }
-    const int8_t *x1 = a.data, *x2 = b.data;
     for (uint32_t first = 0; first < y.n; first += BLOCK) {
-        const uint32_t n = umin32(y.n - first, BLOCK);
-        int32_t v[BLOCK];
-        for (uint32_t i = 0; i < n; ++i) {
-            const int32_t d1 = (x1[first + i] - a.zero_point) * (1 << 20);
-            const int32_t d2 = (x2[first + i] - b.zero_point) * (1 << 20);
-            const int32_t sum = add32(mbqm(d1, op->p[0], op->p[1]), mbqm(d2, op->p[2], op->p[3]));
-            v[i] = add32(out.zero_point, mbqm(sum, op->p[4], op->p[5]));
-        }
-        sp_store(&out, v, n, first);
+        sp_add_block(&d, first, umin32(y.n - first, BLOCK));
     }
 }
 

@@ -69,6 +69,32 @@ typedef void weight_gradient_t(const tensor_t *g, const tensor_t *x, const windo
                                uint32_t first, uint32_t n, int32_t *sum);
 weight_gradient_t sp_weight_gradient, sp_weight_gradient_plain;
 
+typedef struct {
+    tensor_t a, b;
+    output_t out;
+    const int32_t *p; // multiplier and shift of a, of b, and of their sum
+} add_t;
+
+// Elements first to first + n of the sum of a and b; n <= BLOCK.
+typedef void add_block_t(const add_t *d, uint32_t first, uint32_t n);
+add_block_t sp_add_block, sp_add_block_plain;
+
+// A gradient q of n elements through a scale: table [channels], or one for all with a step of 0.
+typedef struct {
+    const int16_t *q;
+    int16_t *to;
+    const uint8_t *mask; // NULL: everything passes
+    const int32_t *table;
+    uint32_t n, channels, step;
+} scale_t;
+
+// to = q where the mask has a bit, else 0. Returns the bit length of the greatest |to * table|.
+int32_t sp_mask_gradient(const scale_t *s);
+
+// to = to * table * 2**-shift, rounded; the results have at most GRAD_BITS bits.
+void sp_scale(const scale_t *s, int32_t shift);
+void sp_scale_plain(const scale_t *s, int32_t shift);
+
 // Gradient sums become steps: v[i] = step_of(v[i], factor, shift).
 void sp_steps(int32_t *v, uint32_t n, int32_t factor, int32_t shift);
 

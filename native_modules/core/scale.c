@@ -1,7 +1,7 @@
 // From one scale to another: of an activation, and of a gradient through the requantisation of the
 // operator it comes from.
 
-#include "internal.h"
+#include "kernels.h"
 
 void sp_requantize(exec_t *e, const op_t *op) {
     tensor_t y;
@@ -22,6 +22,47 @@ void sp_requantize(exec_t *e, const op_t *op) {
     }
 }
 
+// |q * t| < 2**48 in parts: all those of the gradient ored together, from bit 16 on and below.
+REPLACEABLE int32_t sp_mask_gradient(const scale_t *s) {
+    uint32_t seen_high = 0, seen_low = 0;
+    const int16_t *q = s->q;
+    int16_t *to = s->to;
+    for (uint32_t e = 0; e < s->n;) {
+        const int32_t *t = s->table;
+        for (uint32_t c = s->channels; c--; ++e, t += s->step) {
+            const int32_t v = mask_at(s->mask, e) ? q[e] : 0;
+            to[e] = (int16_t)v;
+            if (v) {
+                const uint32_t m = magnitude32(v), scale = magnitude32(*t);
+                const uint32_t low = m * (scale & 0xffff);
+                seen_low |= low;
+                seen_high |= m * (scale >> 16) + (low >> 16);
+            }
+        }
+    }
+    return seen_high ? bitlen32(seen_high) + 16 : bitlen32(seen_low & 0xffff);
+}
+
+void sp_scale_plain(const scale_t *s, int32_t shift) {
+    int16_t *to = s->to;
+    for (const int16_t *end = to + s->n; to != end;) {
+        const int32_t *t = s->table;
+        for (uint32_t c = s->channels; c--; ++to, t += s->step) {
+            const int32_t x = *to;
+            // Without the lower 16 bits where they do not count, without the upper ones where they
+            // are but the sign.
+            int32_t v = (int32_t)((uint32_t)x * (uint32_t)*t), n = shift;
+            if (shift > 16) {
+                v = x * (*t >> 16) + (x * (*t & 0xffff) >> 16);
+                n -= 16;
+            }
+            *to = (int16_t)rshift32(v, n);
+        }
+    }
+}
+
+REPLACEABLE void sp_scale(const scale_t *s, int32_t shift) { sp_scale_plain(s, shift); }
+
 // g, mask and out are (H, W, C), the table is [C]. out may be g.
 void sp_scale_grad(exec_t *e, const op_t *op) {
     const tensor_t g = sp_bind_gradient(e, op, 0);
@@ -38,46 +79,18 @@ void sp_scale_grad(exec_t *e, const op_t *op) {
     if (sp_stop(e)) {
         return;
     }
-    if (is_zero(&g)) {
-        sp_store_zero(&out);
-        return;
-    }
     void *rest;
     const int32_t *table = single ? &op->p[3] : sp_load_all(e, &records, &rest);
     if (!table) {
         return;
     }
-    const uint32_t channels = (uint32_t)g.c, step = single ? 0 : 1;
-    const int16_t *q = g.data;
-    int16_t *to = out.data;
-    uint32_t seen_high = 0, seen_low = 0; // of all magnitudes ored together, from bit 16 on
-    for (uint32_t first = 0; first < g.n; first += channels) {
-        for (uint32_t c = 0; c < channels; ++c) {
-            if (mask_at(mask, first + c)) {
-                const uint32_t m = magnitude32(q[first + c]), t = magnitude32(table[c * step]);
-                const uint32_t low = m * (t & 0xffff);
-                seen_low |= low;
-                seen_high |= m * (t >> 16) + (low >> 16);
-            }
-        }
-    }
-    if ((seen_high | seen_low) == 0) {
+    const scale_t s = {g.data, out.data, mask, table, g.n, (uint32_t)g.c, single ? 0 : 1};
+    const int32_t length = is_zero(&g) ? 0 : sp_mask_gradient(&s);
+    if (length == 0) {
         sp_store_zero(&out);
         return;
     }
-    const int32_t length = seen_high ? bitlen32(seen_high) + 16 : bitlen32(seen_low & 0xffff);
-    const int32_t s = max32(0, length - bits);
-    for (uint32_t first = 0; first < g.n; first += channels) {
-        for (uint32_t c = 0; c < channels; ++c) {
-            int32_t v = 0;
-            if (mask_at(mask, first + c)) {
-                const int32_t x = q[first + c], t = table[c * step];
-                // Without the lower 16 bits where they do not count.
-                const int32_t high = x * (t >> 16) + (x * (int32_t)(t & 0xffff) >> 16);
-                v = s > 16 ? rshift32(high, s - 16) : (int32_t)rshift64(mul64(x, t), s);
-            }
-            to[first + c] = (int16_t)v;
-        }
-    }
-    *out.exponent = add32(*g.exponent, add32(op->p[1], s));
+    const int32_t shift = max32(0, length - bits);
+    sp_scale(&s, shift);
+    *out.exponent = add32(*g.exponent, add32(op->p[1], shift));
 }

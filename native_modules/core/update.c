@@ -131,15 +131,14 @@ static bool may_update(exec_t *e, const tensor_t *g) {
     return !is_zero(g);
 }
 
-// sum[c] = sum over the pixels of channels first to first + n of g
-static void sum_pixels(const tensor_t *g, uint32_t first, uint32_t n, int32_t *restrict sum) {
-    const int16_t *restrict q = (const int16_t *)g->data + first;
-    sp_fill(sum, 0, n * (uint32_t)sizeof(int32_t));
+// Sum over the pixels of channel c of g.
+static int32_t sum_pixels(const tensor_t *g, uint32_t c) {
+    const int16_t *q = (const int16_t *)g->data + c;
+    int32_t sum = 0;
     for (uint32_t pixel = (uint32_t)(g->h * g->w); pixel--; q += g->c) {
-        for (uint32_t c = 0; c < n; ++c) {
-            sum[c] = add32(sum[c], q[c]);
-        }
+        sum = add32(sum, *q);
     }
+    return sum;
 }
 
 void sp_bias_update(exec_t *e, const op_t *op) {
@@ -163,12 +162,8 @@ void sp_bias_update(exec_t *e, const op_t *op) {
         if (!rates) {
             return;
         }
-        int32_t sum[BLOCK];
         for (uint32_t i = 0; i < count; ++i) {
             const uint32_t c = first + i;
-            if (i % BLOCK == 0 && !apply) {
-                sum_pixels(&g, c, umin32(count - i, BLOCK), sum);
-            }
             if (rates[i].mantissa == 0) {
                 continue;
             }
@@ -176,7 +171,7 @@ void sp_bias_update(exec_t *e, const op_t *op) {
                 apply_bias(bias + c, accum + c);
             } else {
                 const rule_t rule = rule_of(e, &g, rates[i], BIAS_BITS, key);
-                update_bias(&rule, sum[i % BLOCK], c, bias + c, accum ? accum + c : NULL);
+                update_bias(&rule, sum_pixels(&g, c), c, bias + c, accum ? accum + c : NULL);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 #include "armv6m.h"
 
-enum { PIXELS = 48 };
+enum { PIXELS = 64 };
 
 typedef struct {
     int32_t g;
@@ -64,12 +64,12 @@ NAKED static void add_products(const pixel_t *pixel, const pixel_t *end, uint32_
     __asm__(RESTORE);
 }
 
-static void add_all(const pixel_t *pixel, uint32_t count, uint32_t n, int32_t *sum) {
+static void add_all(const pixel_t *pixel, const pixel_t *end, uint32_t n, int32_t *sum) {
     const uint32_t fours = n & ~3u;
-    if (fours && count) {
-        add_products(pixel, pixel + count, fours, sum);
+    if (fours && pixel != end) {
+        add_products(pixel, end, fours, sum);
     }
-    for (; count--; ++pixel) {
+    for (; pixel != end; ++pixel) {
         for (uint32_t i = fours; i < n; ++i) {
             sum[i] = add32(sum[i], pixel->g * pixel->x[i]);
         }
@@ -81,20 +81,23 @@ __attribute__((noinline)) static void pointwise_gradient(const tensor_t *g, cons
                                                          uint32_t o, const int8_t *data,
                                                          uint32_t n, int32_t *sum) {
     pixel_t pixel[PIXELS];
-    uint32_t total = 0, count = 0;
+    uint32_t total = 0;
+    const uint32_t step_g = (uint32_t)g->c, step_x = (uint32_t)x->c;
     const int16_t *q = (const int16_t *)g->data + o;
     for (uint32_t i = 0; i < n; ++i) {
         sum[i] = 0;
     }
-    for (int32_t left = g->h * g->w; left--; q += g->c, data += x->c) {
-        if (*q) {
-            pixel[count++] = (pixel_t){*q, data};
-            total += (uint32_t)*q;
+    for (uint32_t left = (uint32_t)(g->h * g->w), some; left; left -= some) {
+        pixel_t *end = pixel;
+        some = umin32(left, PIXELS);
+        for (uint32_t i = some; i--; q += step_g, data += step_x) {
+            const int32_t value = *q;
+            if (value) {
+                *end++ = (pixel_t){value, data};
+                total += (uint32_t)value;
+            }
         }
-        if (count == PIXELS || !left) {
-            add_all(pixel, count, n, sum);
-            count = 0;
-        }
+        add_all(pixel, end, n, sum);
     }
     const uint32_t zero = total * (uint32_t)x->zero_point;
     for (uint32_t i = 0; i < n; ++i) {

@@ -45,25 +45,13 @@ INLINE int32_t requantize(int32_t v, int32_t multiplier, int32_t shift, int32_t 
     return v;
 }
 
-// The same for any sum.
-INLINE int32_t requantize_wide(int32_t v, int32_t multiplier, int32_t shift, int32_t zero) {
-    int32_t y = high_mul(v, multiplier);
-    __asm__("add %0, %0, %0, asr #31\n"
-            "asrs %0, %0, %1\n"
-            "adc %0, %0, %2\n"
-            : "+r"(y)
-            : "r"(shift), "r"(zero)
-            : "cc");
-    return y;
-}
-
-// Whether requantize_wide is right for a record: the multiplier is not negative, the shift goes
-// right.
+// Whether its last three steps, after a high_mul, are right for a record and any sum: the
+// multiplier is not negative, the shift goes right.
 INLINE bool is_right(const record_t *record) {
     return record->multiplier >= 0 && record->shift < 0 && record->shift > INT32_MIN;
 }
 
-// What they take as the shift of such a record.
+// What it takes as the shift of such a record.
 INLINE int32_t right_shift(const record_t *record) {
     return (int32_t)__builtin_arm_usat(-record->shift, 5);
 }
@@ -80,6 +68,11 @@ INLINE int32_t shift_right(int32_t x, int32_t n) {
         __asm__("asrs %0, %0, %1\n adc %0, %0, #0" : "+r"(x) : "r"(n) : "cc");
     }
     return x;
+}
+
+// Whether pixels of rows of two widths belong to each other one by one.
+INLINE bool is_pointwise(const window_t *k, int32_t a, int32_t b) {
+    return k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->left == 0 && a == b;
 }
 
 // Bits e, e + 1, ... of the mask from values v[0], v[step], ...: whether they are inside [low,

@@ -73,8 +73,7 @@ __attribute__((noinline)) static void pointwise_gradient(const tensor_t *g, cons
 
 void sp_weight_gradient(const tensor_t *g, const tensor_t *x, const window_t *k, uint32_t o,
                         uint32_t first, uint32_t n, int32_t *sum) {
-    if (k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->top == 0 && k->left == 0 &&
-        g->h == x->h && g->w == x->w) {
+    if (is_pointwise(k, g->w, x->w) && k->top == 0 && g->h == x->h) {
         pointwise_gradient(g, x, o, (const int8_t *)x->data + first, n, sum);
     } else {
         sp_weight_gradient_plain(g, x, k, o, first, n, sum);

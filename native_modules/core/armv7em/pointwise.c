@@ -62,12 +62,15 @@ dot_quad(const uint32_t *packed __attribute__((unused)), const int8_t *w __attri
 void sp_store_mask(uint8_t *mask, uint32_t e, const int32_t *v, uint32_t step, uint32_t n,
                    int32_t low, uint32_t range) {
     uint8_t *byte = mask + (e >> 3);
-    for (uint32_t bit = 1u << (e & 7); n; bit = 1) {
-        uint32_t bits = *byte;
-        for (; n && bit < 256; --n, bit <<= 1, v += step) {
-            bits = (uint32_t)(*v - low) <= range ? bits | bit : bits & ~bit;
+    for (uint32_t first = e & 7, count; n; n -= count, first = 0, ++byte) {
+        count = umin32(n, 8 - first);
+        uint32_t bits = 0;
+        for (uint32_t i = count; i--; v += step) {
+            const uint32_t above = (uint32_t)(*v - low);
+            __asm__("cmp %1, %2\n rrx %0, %0\n" : "+r"(bits) : "r"(range), "r"(above) : "cc");
         }
-        *byte++ = (uint8_t)bits;
+        const uint32_t own = (1u << count) - 1;
+        *byte = (uint8_t)((*byte & ~(own << first)) | bits >> (32 - count) << first);
     }
 }
 
@@ -102,7 +105,8 @@ static void pack(uint32_t *words, const int8_t *data, uint32_t step, uint32_t n)
     }
 }
 
-static void copy(int8_t *restrict to, const int8_t *restrict from, uint32_t n) {
+__attribute__((noinline)) static void copy(int8_t *restrict to, const int8_t *restrict from,
+                                           uint32_t n) {
     for (; n >= 4; n -= 4, to += 4, from += 4) {
         ((any_word_t *)to)->v = load(from);
     }
@@ -111,98 +115,146 @@ static void copy(int8_t *restrict to, const int8_t *restrict from, uint32_t n) {
     }
 }
 
-static void fill(int8_t *to, int8_t value, uint32_t n) {
+__attribute__((noinline)) static void fill(int8_t *to, int8_t value, uint32_t n) {
     while (n--) {
         *to++ = value;
     }
 }
 
 // Elements from .. from + n of the window of output (oy, ox), taps outside x being its zero point.
-static void copy_window(const conv_t *c, int32_t oy, int32_t ox, uint32_t from, uint32_t n,
-                        int8_t *to) {
+__attribute__((noinline)) static void copy_window(const conv_t *c, int32_t oy, int32_t ox,
+                                                  uint32_t from, uint32_t n, int8_t *to) {
     const tensor_t *x = &c->x;
     const window_t *k = &c->k;
     const span_t v = span(oy, k->stride_h, k->top, k->kh, x->h);
     const span_t u = span(ox, k->stride_w, k->left, k->kw, x->w);
     const uint32_t channels = (uint32_t)x->c, run = (uint32_t)(u.to - u.from) * channels;
-    const int8_t zero = (int8_t)x->zero_point;
-    uint32_t done = 0;
-    for (int32_t ky = v.from; ky < v.to; ++ky) {
-        const int8_t *data = (const int8_t *)x->data + at(x, v.start + ky, u.start + u.from);
-        const uint32_t start = (uint32_t)(ky * k->kw + u.from) * channels;
-        const uint32_t low = start > from ? start : from;
-        const uint32_t high = umin32(start + run, from + n);
+    const uint32_t row = (uint32_t)k->kw * channels;
+    const int8_t *data = (const int8_t *)x->data + at(x, v.start + v.from, u.start + u.from);
+    const uint32_t end = from + n;
+    if (run < row || (uint32_t)(v.to - v.from) < (uint32_t)k->kh) {
+        fill(to, (int8_t)x->zero_point, n);
+    }
+    uint32_t start = (uint32_t)(v.from * k->kw + u.from) * channels; // of a row of taps
+    for (int32_t ky = v.from; ky < v.to; ++ky, start += row, data += (uint32_t)x->w * channels) {
+        const uint32_t low = start > from ? start : from, high = umin32(start + run, end);
         if (low < high) {
-            fill(to + done, zero, low - from - done);
             copy(to + (low - from), data + (low - start), high - low);
-            done = high - from;
         }
     }
-    fill(to + done, zero, n - done);
 }
 
-// A sum that requantize does not take, as a value that is not yet limited.
-__attribute__((noinline)) static int32_t requantize_slowly(const conv_t *c, const record_t *r,
-                                                           int32_t sum) {
-    const int32_t v =
-        c->single ? once(sum, r->multiplier, r->shift) : mbqm(sum, r->multiplier, r->shift);
-    return add32(v, c->y.zero_point);
+typedef struct {
+    int32_t zero;
+    uint32_t outputs, size; // of a record
+    int32_t (*end)[QUAD];   // of the sums
+} finish_t;
+
+// requantize; r0 multiplier, r1 shift, r8 zero
+#define REQUANTIZE(v)                                                                             \
+    "lsl " v ", " v ", #1\n"                                                                      \
+    "smmulr " v ", " v ", r0\n"                                                                   \
+    "add " v ", " v ", " v ", asr #31\n"                                                          \
+    "asrs " v ", " v ", r1\n"                                                                     \
+    "adc " v ", " v ", r8\n"
+
+// Four sums of each record become values, which stay there, and y of four pixels: as requantize
+// does it, or where `odd` has a bit from whole products. Records that are not is_right are left
+// out.
+NAKED static void requantize_quads(const uint8_t *records __attribute__((unused)),
+                                   int32_t (*sum)[QUAD] __attribute__((unused)),
+                                   int8_t *y __attribute__((unused)),
+                                   uint32_t odd __attribute__((unused)),
+                                   const finish_t *f __attribute__((unused))) {
+    // r0 multiplier, r1 shift, r2 to r5 sums, r6 y, r7 records, r8 zero, r9 outputs, r10 size, r11
+    // odd, r12 end, lr sum
+    __asm__("push {r4-r11, lr}\n"
+            "mov r7, r0\n"
+            "mov lr, r1\n"
+            "mov r6, r2\n"
+            "mov r11, r3\n"
+            "ldr r12, [sp, #36]\n"
+            "ldm r12, {r8, r9, r10, r12}\n"
+            "1: ldrd r0, r1, [r7, #4]\n"
+            "rsb r1, r1, #0\n"
+            "lsrs r11, r11, #1\n"
+            "bcs 4f\n"
+            "usat r1, #5, r1\n"
+            "ldm lr, {r2-r5}\n");
+    __asm__(REQUANTIZE("r2") REQUANTIZE("r3") REQUANTIZE("r4") REQUANTIZE("r5"));
+    __asm__("2: stm lr, {r2-r5}\n"
+            "ssat r5, #8, r5\n"
+            "ssat r4, #8, r4\n"
+            "ssat r3, #8, r3\n"
+            "ssat r2, #8, r2\n"
+            "add r0, r6, r9\n"
+            "strb r5, [r0, r9, lsl #1]\n"
+            "strb r4, [r6, r9, lsl #1]\n"
+            "strb r3, [r6, r9]\n"
+            "strb r2, [r6]\n"
+            "3: adds r6, #1\n"
+            "add r7, r7, r10\n"
+            "add lr, lr, #16\n"
+            "cmp lr, r12\n"
+            "bne 1b\n"
+            "pop {r4-r11, pc}\n"
+            "4: cmp r0, #0\n"
+            "blt 3b\n"
+            "cmp r1, #0\n"
+            "ble 3b\n"
+            "usat r1, #5, r1\n"
+            "movs r5, #4\n"
+            "5: ldr r4, [lr]\n"
+            "smull r2, r3, r4, r0\n"
+            "adds r2, r2, #0x40000000\n"
+            "adc r3, r3, #0\n"
+            "lsls r3, r3, #1\n"
+            "orr r3, r3, r2, lsr #31\n"
+            "add r3, r3, r3, asr #31\n"
+            "asrs r3, r1\n"
+            "adc r3, r3, r8\n"
+            "str r3, [lr], #4\n"
+            "subs r5, #1\n"
+            "bne 5b\n"
+            "sub lr, lr, #16\n"
+            "ldm lr, {r2-r5}\n"
+            "b 2b\n");
 }
 
-// The sums of a quad, or its first pixels, become values. A bit of `odd` says that requantize does
-// not take a channel's.
-INLINE void store_quad(const conv_t *c, const uint8_t *records, int32_t (*sum)[QUAD], uint32_t n,
-                       uint32_t pixels, int8_t *y, uint32_t odd, bool narrow) {
-    const int32_t zero = c->y.zero_point, low = c->out.min, high = c->out.max;
-    const uint32_t outputs = (uint32_t)c->y.c, size = c->size;
-    // Values past the last pixel go where the first one's does, which comes last.
-    const uint32_t y1 = pixels > 1 ? outputs : 0, y2 = pixels > 2 ? 2 * outputs : 0;
-    const uint32_t y3 = pixels > 3 ? 3 * outputs : 0;
-    for (int32_t *s = sum[0]; n--; s += QUAD, ++y, records += size, odd >>= 1) {
+// What requantization does to the sums of a block of channels: a bit of `odd` says that requantize
+// does not take a channel's, one of `slow` that it is not is_right either.
+typedef struct {
+    uint32_t odd, slow;
+} kinds_t;
+
+// The sums of a quad, or of its first pixels, become values from element e on.
+static void store_quad(const conv_t *c, const uint8_t *records, int32_t (*sum)[QUAD], uint32_t n,
+                       uint32_t pixels, uint32_t e, kinds_t kinds) {
+    const int32_t low = c->out.min, high = c->out.max, zero = c->y.zero_point;
+    const uint32_t outputs = (uint32_t)c->y.c;
+    int8_t *y = c->out.y + e;
+    // With fewer pixels than four all values go where the first one's does.
+    const bool few = pixels < QUAD, again = few || low != -128 || high != 127;
+    if (!c->single) {
+        const finish_t f = {zero, few ? 0 : outputs, c->size, sum + n};
+        requantize_quads(records, sum, y, kinds.odd, &f);
+    }
+    uint32_t slow = kinds.slow;
+    for (uint32_t i = 0; again ? i < n : slow != 0; ++i, slow >>= 1, records += c->size) {
         const record_t *r = (const record_t *)(const void *)records;
-        int32_t v0 = s[0], v1 = s[1], v2 = s[2], v3 = s[3];
-        const int32_t multiplier = r->multiplier;
-        if (odd & 1 && !c->single && is_right(r)) {
-            const int32_t shift = right_shift(r);
-            v0 = requantize_wide(v0, multiplier, shift, zero);
-            v1 = requantize_wide(v1, multiplier, shift, zero);
-            v2 = requantize_wide(v2, multiplier, shift, zero);
-            v3 = requantize_wide(v3, multiplier, shift, zero);
-        } else if (odd & 1) {
-            v0 = requantize_slowly(c, r, v0);
-            v1 = requantize_slowly(c, r, v1);
-            v2 = requantize_slowly(c, r, v2);
-            v3 = requantize_slowly(c, r, v3);
-        } else {
-            const int32_t shift = right_shift(r);
-            v0 = requantize(v0, multiplier, shift, zero);
-            v1 = requantize(v1, multiplier, shift, zero);
-            v2 = requantize(v2, multiplier, shift, zero);
-            v3 = requantize(v3, multiplier, shift, zero);
+        for (uint32_t p = 0; p < pixels && (again || slow & 1); ++p) {
+            int32_t v = sum[i][p];
+            if (slow & 1) {
+                v = add32(zero, c->single ? once(v, r->multiplier, r->shift)
+                                          : mbqm(v, r->multiplier, r->shift));
+                sum[i][p] = v;
+            }
+            y[p * outputs + i] = (int8_t)limit32(v, low, high);
         }
-        if (narrow) { // a mask may want them
-            s[0] = v0;
-            s[1] = v1;
-            s[2] = v2;
-            s[3] = v3;
-        }
-        y[y3] = (int8_t)(narrow ? limit32(v3, low, high) : __builtin_arm_ssat(v3, 8));
-        y[y2] = (int8_t)(narrow ? limit32(v2, low, high) : __builtin_arm_ssat(v2, 8));
-        y[y1] = (int8_t)(narrow ? limit32(v1, low, high) : __builtin_arm_ssat(v1, 8));
-        y[0] = (int8_t)(narrow ? limit32(v0, low, high) : __builtin_arm_ssat(v0, 8));
     }
-}
-
-__attribute__((noinline)) static void store_full(const conv_t *c, const uint8_t *records,
-                                                 int32_t (*sum)[QUAD], uint32_t n, uint32_t pixels,
-                                                 int8_t *y, uint32_t odd) {
-    store_quad(c, records, sum, n, pixels, y, odd, false);
-}
-
-__attribute__((noinline)) static void store_kept(const conv_t *c, const uint8_t *records,
-                                                 int32_t (*sum)[QUAD], uint32_t n, uint32_t pixels,
-                                                 int8_t *y, uint32_t odd) {
-    store_quad(c, records, sum, n, pixels, y, odd, true);
+    for (uint32_t p = 0; p < pixels && c->out.mask; ++p, e += outputs) {
+        sp_store_mask(c->out.mask, e, sum[0] + p, QUAD, n, low, (uint32_t)(high - low));
+    }
 }
 
 void sp_conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias, uint32_t first,
@@ -214,18 +266,19 @@ void sp_conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias,
     int32_t sum[BLOCK][QUAD], start[BLOCK];
     uint32_t packed[CHUNK * 2];
     int8_t bytes[CHUNK];
-    uint32_t odd = 0;
+    kinds_t kinds = {0};
     for (uint32_t i = 0; i < n; ++i) {
         const record_t *r = record_at(records, c->size, i);
         start[i] = (int32_t)((uint32_t)(bias ? bias[i] : r->bias) -
                              (uint32_t)r->sum * (uint32_t)x->zero_point);
-        odd |= (uint32_t)(c->single || !is_plain(r, start[i], row)) << i;
+        kinds.odd |= (uint32_t)!is_plain(r, start[i], row) << i;
+        kinds.slow |= (uint32_t)(c->single || !is_right(r)) << i;
     }
     const uint32_t quad = umin32(pixels, QUAD);
-    const bool direct = k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->top == 0 &&
-                        k->left == 0 && x->h == y->h && x->w == y->w && quad == QUAD;
-    const bool full = c->out.min == -128 && c->out.max == 127 && !c->out.mask;
-    const uint32_t range = (uint32_t)(c->out.max - c->out.min);
+    // Pixels of y from row 0 on are those of x from row -top on.
+    const bool direct =
+        is_pointwise(k, x->w, y->w) && k->top <= 0 && y->h - k->top <= x->h && quad == QUAD;
+    const int8_t *data = (const int8_t *)x->data + (direct ? at(x, -k->top, 0) : 0);
     int32_t oy = 0, ox = 0;
     for (uint32_t pixel = 0; pixel < pixels; pixel += quad) {
         const uint32_t past = pixel + quad > pixels ? pixel + quad - pixels : 0;
@@ -239,7 +292,7 @@ void sp_conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias,
         for (uint32_t from = 0; from < row; from += CHUNK) {
             const uint32_t length = umin32(row - from, CHUNK);
             if (direct) {
-                pack(packed, (const int8_t *)x->data + pixel * channels + from, channels, length);
+                pack(packed, data + pixel * channels + from, channels, length);
             } else {
                 int32_t ny = oy, nx = ox;
                 for (uint32_t p = 0; p < QUAD; ++p) {
@@ -265,16 +318,7 @@ void sp_conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias,
         for (ox += (int32_t)quad; ox >= y->w; ox -= y->w) {
             ++oy;
         }
-        const uint32_t e = pixel * outputs + first;
-        if (full) {
-            store_full(c, records, sum, n, quad, c->out.y + e, odd);
-        } else {
-            store_kept(c, records, sum, n, quad, c->out.y + e, odd);
-            for (uint32_t p = 0; p < quad && c->out.mask; ++p) {
-                sp_store_mask(c->out.mask, e + p * outputs, sum[0] + p, QUAD, n, c->out.min,
-                              range);
-            }
-        }
+        store_quad(c, records, sum, n, quad, pixel * outputs + first, kinds);
     }
 }
 
@@ -304,10 +348,10 @@ uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, 
     const window_t *k = &c->k;
     const uint32_t pixels = (uint32_t)(dx->h * dx->w), outputs = (uint32_t)g->c;
     const uint32_t channels = (uint32_t)dx->c;
-    if (!(k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->top == 0 && k->left == 0 &&
-          g->h == dx->h && g->w == dx->w && pixels >= QUAD)) {
+    if (!is_pointwise(k, g->w, dx->w) || k->top < 0 || dx->h + k->top > g->h || pixels < QUAD) {
         return sp_conv_input_grad_block_plain(c, records, first, n);
     }
+    const int16_t *data = (const int16_t *)g->data + at(g, k->top, 0);
     int32_t sum[BLOCK][QUAD];
     uint32_t packed[CHUNK * 2];
     uint32_t seen = 0;
@@ -319,7 +363,7 @@ uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, 
         }
         for (uint32_t from = 0; from < outputs; from += CHUNK) {
             const uint32_t length = umin32(outputs - from, CHUNK);
-            pack_s16(packed, (const int16_t *)g->data + pixel * outputs + from, outputs, length);
+            pack_s16(packed, data + pixel * outputs + from, outputs, length);
             dot_quad(packed, (const int8_t *)records + from, c->size, n, sum, (length + 3) >> 2);
         }
         int16_t *d = (int16_t *)dx->data + pixel * channels + first;
