@@ -10,29 +10,30 @@ from typing import Any
 
 import pytest
 import test_kernels_armv6m as cases
-from emulator import Processor
+from emulator import emulate
+from machine import Machine
 
 
 @pytest.fixture(scope="module", params=["start", "end"])
-def processor(request: Any) -> Processor:
-    return Processor("cortex-m4", edge=request.param)
+def processor(request: Any) -> Machine:
+    return emulate("cortex-m4", edge=request.param)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_convolution(processor: Processor, seed: int) -> None:
+def test_convolution(processor: Machine, seed: int) -> None:
     cases.test_convolution(processor, seed)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_depthwise(processor: Processor, seed: int) -> None:
+def test_depthwise(processor: Machine, seed: int) -> None:
     cases.test_depthwise(processor, seed)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_input_gradients(processor: Processor, seed: int) -> None:
+def test_input_gradients(processor: Machine, seed: int) -> None:
     cases.test_input_gradients(processor, seed)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_weight_updates(processor: Processor, seed: int) -> None:
+def test_weight_updates(processor: Machine, seed: int) -> None:
     cases.test_weight_updates(processor, seed)
