@@ -3,7 +3,7 @@
 
 #include "xtensawin.h"
 
-enum { QUAD = 4, MOST_WEIGHTS = 320 };
+enum { MOST_WEIGHTS = 320 };
 
 typedef struct {
     const int8_t *x;
@@ -67,9 +67,9 @@ __asm__(".section .text.sp_dot_four, \"ax\"\n"
         "add a5, a5, a14\n"
         "bnez a6, 1b\n"
         "s32i a8, a4, 0\n"
-        "s32i a9, a4, 12\n"
-        "s32i a10, a4, 24\n"
-        "s32i a11, a4, 36\n"
+        "s32i a9, a4, 16\n"
+        "s32i a10, a4, 32\n"
+        "s32i a11, a4, 48\n"
         "retw\n"
         ".size sp_dot_four, . - sp_dot_four\n"
         ".text\n");
@@ -116,34 +116,35 @@ __attribute__((noinline)) static void cut(const depthwise_t *d, span_t v, span_t
         sp_dot_four(&t, from, sum);
     } else {
         for (uint32_t i = 0; i < QUAD; ++i) {
-            sum[i * TRIO] = from[i];
+            sum[i * QUAD] = from[i];
         }
     }
 }
 
-// Up to three pixels into y; fewer are the last ones, and then the first of them is written over.
+// Up to four pixels into y; of fewer each is written four times over.
 __attribute__((noinline)) static void finish(const depthwise_t *d, const uint8_t *records,
-                                             int32_t (*sum)[TRIO], uint32_t n, uint32_t e) {
+                                             int32_t (*sum)[QUAD], uint32_t n, uint32_t e) {
     const uint32_t channels = (uint32_t)d->x.c;
-    requantize_t r = {d->y.zero_point, d->out.min, d->out.max, channels, d->size};
-    if (n < TRIO) {
-        r.pixel = 0;
-        for (uint32_t i = 0; i < QUAD; ++i) {
-            sum[i][1] = n > 1 ? sum[i][1] : sum[i][0];
-            sum[i][2] = sum[i][0];
+    const record_t *record = record_at(records, d->size, 0);
+    requantize_t r = {d->y.zero_point, d->out.min, d->out.max,
+                      channels,        d->size,    d->out.mask != NULL};
+    if (n == QUAD) {
+        sp_requantize_quads(sum[0], record, d->out.y + e, QUAD, &r);
+        for (uint32_t p = 0; p < QUAD && d->out.mask; ++p) {
+            sp_keep(&d->out, e + p * channels, &sum[0][p], QUAD);
         }
-        if (n > 1) { // the second pixel first: what is stored last stays
-            int32_t second[QUAD][TRIO];
-            for (uint32_t i = 0; i < QUAD; ++i) {
-                second[i][0] = second[i][1] = second[i][2] = sum[i][1];
-            }
-            sp_requantize_trios(second[0], record_at(records, d->size, 0), d->out.y + e + channels,
-                                QUAD, &r);
-        }
+        return;
     }
-    sp_requantize_trios(sum[0], record_at(records, d->size, 0), d->out.y + e, QUAD, &r);
-    for (uint32_t p = 0; p < n && d->out.mask; ++p, e += channels) {
-        sp_keep(&d->out, e, &sum[0][p], QUAD);
+    r.pixel = 0;
+    for (uint32_t p = 0; p < n; ++p, e += channels) {
+        int32_t one[QUAD][QUAD];
+        for (uint32_t i = 0; i < QUAD; ++i) {
+            one[i][0] = one[i][1] = one[i][2] = one[i][3] = sum[i][p];
+        }
+        sp_requantize_quads(one[0], record, d->out.y + e, QUAD, &r);
+        if (d->out.mask) {
+            sp_keep(&d->out, e, one[0], QUAD);
+        }
     }
 }
 
@@ -154,7 +155,7 @@ __attribute__((noinline)) static void quad(const depthwise_t *d, const uint8_t *
     const uint32_t channels = (uint32_t)x->c, step = (uint32_t)k->stride_w * channels;
     const int8_t *data = (const int8_t *)x->data + first;
     int16_t packed[MOST_WEIGHTS];
-    int32_t start[QUAD], sum[QUAD][TRIO];
+    int32_t start[QUAD], sum[QUAD][QUAD];
     pack(packed, records, d->size, (uint32_t)k->taps, bias, x->zero_point, start);
     taps_t t = {NULL, packed, k->kh, k->kw, channels, (uint32_t)(x->w - k->kw) * channels, 0};
     uint32_t waiting = 0, e = first;
@@ -170,9 +171,9 @@ __attribute__((noinline)) static void quad(const depthwise_t *d, const uint8_t *
                 const span_t u = span(ox, k->stride_w, k->left, k->kw, x->w);
                 cut(d, v, u, packed, start, data, &sum[0][waiting]);
             }
-            if (++waiting == TRIO) {
-                finish(d, records, sum, TRIO, e);
-                e += TRIO * channels;
+            if (++waiting == QUAD) {
+                finish(d, records, sum, QUAD, e);
+                e += QUAD * channels;
                 waiting = 0;
             }
         }
