@@ -55,7 +55,9 @@ def records(rng: Rng, n: Builder, weight: np.ndarray) -> int:
     return at
 
 
-def compare(rng: Rng, processor: Machine, n: Builder, least: int, run: Any = None) -> None:
+def compare(
+    rng: Rng, processor: Machine, n: Builder, least: int, run: Any = None, stack: int = STACK
+) -> None:
     """Run all operators from a random arena and compare everything that is left."""
     bits = [i for i, t in enumerate(n.tensors) if t.dtype == "bits"]
     gradients = [i for i, t in enumerate(n.tensors) if t.dtype == "int16"]
@@ -87,7 +89,7 @@ def compare(rng: Rng, processor: Machine, n: Builder, least: int, run: Any = Non
         assert one.cpu.read(one.accum) == other.accum.tobytes(), told
     assert one.run.reruns == other.run.reruns
     processor.check_surroundings()
-    assert processor.stack_used <= STACK
+    assert processor.stack_used <= stack
 
 
 def output_size(size: int, kernel: int, stride: int, before: int, after: int) -> int:
@@ -139,21 +141,21 @@ def some_sizes(rng: Rng, most: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_convolution(processor: Machine, seed: int) -> None:
+def test_convolution(processor: Machine, seed: int, stack: int = STACK) -> None:
     rng, n = np.random.default_rng(seed), Builder()
     most, outputs = int(rng.choice([5, 140])), int(rng.integers(1, 80))
     sizes = some_sizes(rng, 3 if rng.random() < 0.3 else 10)
     least = forward(rng, n, sizes, int(rng.integers(1, most)), outputs)
-    compare(rng, processor, n, least)
+    compare(rng, processor, n, least, stack=stack)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_depthwise(processor: Machine, seed: int) -> None:
+def test_depthwise(processor: Machine, seed: int, stack: int = STACK) -> None:
     rng, n = np.random.default_rng(seed + 1000), Builder()
     sizes = [some_sizes(rng, 12), some_sizes(rng, 3), (3, 99), (230, 2)][seed % 4]
     channels = int(rng.integers(1, 3 if max(sizes) > 20 else 40))
     least = forward(rng, n, sizes, channels, -int(rng.choice([1, 1, 2, 5])))
-    compare(rng, processor, n, least)
+    compare(rng, processor, n, least, stack=stack)
 
 
 @pytest.mark.parametrize("seed", range(40))
