@@ -141,10 +141,10 @@ class Machine(abc.ABC):
     def check_surroundings(self) -> None:
         """Raise Fault where bytes beside a buffer changed."""
         for b in self._buffers:
-            before = self.peek(b.first_page, b.address - b.first_page)
-            end = b.address + b.size
-            after = self.peek(end, b.pages_end - end)
-            if before.strip(bytes([PATTERN])) or after.strip(bytes([PATTERN])):
+            content = self.peek(b.first_page, b.pages_end - b.first_page)
+            start = b.address - b.first_page
+            around = content[:start] + content[start + b.size :]
+            if around.strip(bytes([PATTERN])):
                 raise Fault(f"{self.name}: bytes beside {b.name} were written")
 
     def near(self, address: int) -> str:

@@ -105,7 +105,7 @@ class Xtensa(Machine):
         self._arguments = self.place("arguments", ARGUMENTS)
         self._things: dict[int, tuple[Any, Buffer, Buffer]] = {}
         self._command(LOAD, file.address, self.code_address, constants.address)
-        self._none = struct.unpack("<I", self._answer(4))[0]
+        self._none = struct.unpack("<I", self._result(4))[0]
 
     @staticmethod
     def missing() -> str:
@@ -126,13 +126,19 @@ class Xtensa(Machine):
 
     def _answer(self, size: int) -> bytes:
         assert self._qemu.stdout
-        timer = threading.Timer(self._seconds, self._qemu.kill)
-        timer.start()
         data = self._qemu.stdout.read(size)
-        timer.cancel()
         if len(data) < size:
             self._fail()
         return data
+
+    def _result(self, size: int) -> bytes:
+        """Return the answer to a command that runs code of the module, which may never end."""
+        timer = threading.Timer(self._seconds, self._qemu.kill)
+        timer.start()
+        try:
+            return self._answer(size)
+        finally:
+            timer.cancel()
 
     def _fail(self) -> None:
         """Raise what the loader said before it ended."""
@@ -179,7 +185,7 @@ class Xtensa(Machine):
         self.poke(at + ARGUMENTS // 4, struct.pack(f"<{len(items)}I", *items))
         self.poke(at + ARGUMENTS // 2, name.encode() + b"\0")
         self._command(CALL, at + ARGUMENTS // 2, len(objects), at)
-        result, ticks, emulated, stack = ANSWER.unpack(self._answer(ANSWER.size))
+        result, ticks, emulated, stack = ANSWER.unpack(self._result(ANSWER.size))
         self._instructions += round(ticks / TICKS) - emulated * EMULATION
         self.stack_used = max(self.stack_used, stack)
         assert result & 1, "the functions of the module return numbers"

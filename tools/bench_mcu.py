@@ -208,6 +208,8 @@ def main() -> None:
             print(f"{cpu} is not measured: {lack}")
         else:
             cpus.append(cpu)
+    if not cpus:
+        sys.exit(1)
     cases = [
         (name, cpu, plain, options.profile)
         for cpu in cpus
