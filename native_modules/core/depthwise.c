@@ -120,7 +120,8 @@ void sp_depthwise(exec_t *e, const op_t *op) {
     if (sp_stop(e)) {
         return;
     }
-    const uint32_t block = block_of(taps);
+    uint32_t block = block_of(taps);
+    block = block > 4 ? block & ~3u : block; // kernels take up to four channels at a time
     for (uint32_t first = 0, count; first < n; first += count) {
         uint8_t *tile = sp_load(e, &records, first, trained != NULL, &count);
         if (!tile) {
