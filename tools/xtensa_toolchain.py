@@ -91,6 +91,8 @@ def install_packages() -> None:
         raise ToolchainError(f"Debian 12 packages are missing: run `{install}` as root")
     run("apt-get", "update", *PATIENCE)
     run(*install.split(), "--yes", *PATIENCE)
+    if not BINUTILS.exists():
+        raise ToolchainError(f"the packages bring no {BINUTILS}: this takes Debian 12")
 
 
 def fetch_core() -> Path:
