@@ -163,13 +163,15 @@ class XtensaToolchain(Toolchain):
     version = "gcc 12.2.0, binutils 2.40"
 
     @property
-    def missing(self) -> bool:
-        """Whether it has to be made first."""
-        return not (shutil.which(f"{self.target}-gcc") and (XTENSA_TOOLS / "ld").exists())
+    def missing(self) -> str:
+        """What has to be done first, in a sentence; "" if nothing."""
+        if shutil.which(f"{self.target}-gcc") and (XTENSA_TOOLS / "ld").exists():
+            return ""
+        return "the toolchain for xtensawin is missing: run `make natmod-xtensawin` (Debian 12)"
 
     def compile(self, source: Path, args: Sequence[str | Path]) -> None:
         if self.missing:
-            raise BuildError("the toolchain for xtensawin is missing: run `make natmod-xtensawin`")
+            raise BuildError(self.missing)
         compiler = (f"{self.target}-gcc", "-B", f"{XTENSA_TOOLS}/")
         _run([*compiler, *self.flags, *LANGUAGE, *self.common, *args, "-c", source])
 
@@ -350,20 +352,21 @@ def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
     return out
 
 
-def _module_sources(arch: str) -> list[Path]:
+def module_sources(arch: str) -> list[Path]:
+    """The C files of the native module for one architecture."""
     shell = sorted(file for file in NATMOD.glob("*.c") if file.name != "libc.c")
     return [*core_sources(ALL_TOOLCHAINS[arch].kernels), *shell]
 
 
 def build_natmod(arch: str, out: Path | None = None) -> Path:
     """Builds the core and its shell as a native module for one architecture; returns its path."""
-    return build_module(_module_sources(arch), arch, out or BUILD / f"sprout_core_{arch}.mpy")
+    return build_module(module_sources(arch), arch, out or BUILD / f"sprout_core_{arch}.mpy")
 
 
 def source_digest(arch: str) -> str:
     """Of everything a prebuilt module is made of: sources, flags, compiler."""
     toolchain = ALL_TOOLCHAINS[arch]
-    sources = [*_module_sources(arch), *toolchain.helpers]
+    sources = [*module_sources(arch), *toolchain.helpers]
     settings = (arch, toolchain, (*LANGUAGE, *toolchain.common), toolchain.script)
     return _digest(sources, *settings, version=toolchain.version, programs=False)
 

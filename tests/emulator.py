@@ -1,21 +1,19 @@
 """Native modules on emulated processors: the machine code of a ``.mpy``, run and counted.
 
-``Processor`` does with a module what MicroPython's loader does, with a function table whose
-entries end in Python and objects that are Python's.  ``Net`` is a network on such a processor,
-with the methods of ``sprout.engine.Engine`` that tests and benches use.
+``emulate`` gives one of ``CPUS`` with a module imported, a ``machine.Machine``.  ``Net`` is a
+network on it, with the methods of ``sprout.engine.Engine`` that tests and benches use.
 
-Every buffer lies alone between unmapped pages, and its unused bytes are held against a pattern:
-an access outside the buffers that a call was given raises ``Fault``.  Stacks are measured, and
-instructions are counted where the emulator enters a basic block (``emulator.c``), so counts are
-exact and cheap.  Cycles follow a model of the Cortex-M0+ with a one-cycle multiplier: loads and
-stores 2, of several registers 1 and 1 for each, taken branches 2, everything else 1; flash that
-stalls is not in it.
+``Processor`` is unicorn's Cortex-M or RISC-V (``qemu.py`` has Xtensa).  It does with a module what
+MicroPython's loader does, with a function table whose entries end in Python and objects that are
+Python's.  Instructions are counted where the emulator enters a basic block (``emulator.c``), so
+counts are exact and cheap.  Cycles follow a model of the Cortex-M0+ with a one-cycle multiplier:
+loads and stores 2, of several registers 1 and 1 for each, taken branches 2, everything else 1;
+flash that stalls is not in it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import struct
 import sys
@@ -27,6 +25,19 @@ from typing import Any
 import capstone  # type: ignore[import-untyped]
 import numpy as np
 import unicorn
+from machine import (
+    PAGE,
+    PATTERN,
+    TABLE_ENTRIES,
+    Buffer,
+    Count,
+    Fault,
+    File,
+    Machine,
+    Raised,
+    whole_pages,
+)
+from qemu import Xtensa
 from unicorn import arm_const as arm
 from unicorn import riscv_const as riscv
 
@@ -39,25 +50,14 @@ from sprout.engine import LEARN, PREDICT, Run  # noqa: E402
 
 from native_modules import build, mpy  # noqa: E402
 
-PAGE = 4096
 CODE, SRAM, FLASH, TRAPS = 0x20001230, 0x20100000, 0x10000000, 0x30000000
 CODE_ROOM = 1 << 17
 STACK_ROOM = 16384
 OBJECTS = 0x70000001  # never mapped; handles count up in fours and are no small ints
-PATTERN = 0xA5
-TABLE_ENTRIES = 96
 STREAM_READ, STREAM_IOCTL, STOP = TABLE_ENTRIES, TABLE_ENTRIES + 1, TABLE_ENTRIES + 2
 NATIVE_INT = 2
 MP_WRITE, MP_RAISE = 2, 4
 VIPER = 4
-
-
-class Fault(Exception):
-    """The machine code did what it must not: the message says where."""
-
-
-class Raised(Exception):
-    """The module raised a MicroPython exception."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ CPUS = {
     "cortex-m7": Cpu("armv7emdp", arm.UC_CPU_ARM_CORTEX_M7),
     "cortex-m33": Cpu("armv7emsp", arm.UC_CPU_ARM_CORTEX_M33),
     "rv32": Cpu("rv32imc", None, "riscv"),
+    "xtensa": Cpu("xtensawin", None, "xtensa"),
 }
 
 
@@ -117,44 +118,6 @@ LOADS = {
 MULTIPLE = ("ldm", "stm", "push", "pop", "vpush", "vpop", "vldm", "vstm", "ldrd", "strd")
 
 
-@dataclass(eq=False)
-class Buffer:
-    """Memory between guard pages; to the module, an object with a buffer."""
-
-    name: str
-    address: int
-    size: int
-    writable: bool
-    first_page: int
-    pages_end: int
-
-
-@dataclass(eq=False)
-class File:
-    """An open file, read through a stream."""
-
-    data: bytes
-    position: int = 0
-
-
-@dataclass
-class Count:
-    """What some calls took. ``taken`` counts branches that went elsewhere."""
-
-    instructions: int = 0
-    memory: int = 0
-    taken: int = 0
-    cycles: int = 0
-
-    def __add__(self, other: Count) -> Count:
-        return Count(
-            self.instructions + other.instructions,
-            self.memory + other.memory,
-            self.taken + other.taken,
-            self.cycles + other.cycles,
-        )
-
-
 class _Counter(ctypes.Structure):
     """``counter_t`` of emulator.c."""
 
@@ -181,23 +144,34 @@ def _machine(cpu: Cpu) -> tuple[unicorn.Uc, capstone.Cs]:
     return uc, capstone.Cs(capstone.CS_ARCH_ARM, mode)
 
 
-class Processor:
-    """An emulated processor with one native module imported.
+def missing(name: str) -> str:
+    """Say in one sentence what a processor cannot be emulated without here; "" if nothing is."""
+    return Xtensa.missing() if CPUS[name].family == "xtensa" else ""
 
-    ``module`` is the .mpy file, by default the one built from the sources.  Where a program with
-    symbols lies beside it (``.elf``), ``profile`` goes by function.  ``edge`` says which end of a
-    buffer touches its guard page.  Raises Fault and Raised from calls.
+
+def emulate(name: str, module: Path | None = None, edge: str = "end") -> Machine:
+    """Import a native module, by default the one built from the sources, on a processor.
+
+    Where a program with symbols lies beside it (``.elf``), profiles go by function.
     """
+    module = module or build.build_natmod(CPUS[name].arch)
+    kind = Xtensa if CPUS[name].family == "xtensa" else Processor
+    return kind(name, module, edge)
 
-    def __init__(self, name: str, module: Path | None = None, edge: str = "end") -> None:
-        self.name, self.edge = name, edge
+
+class Processor(Machine):
+    """A processor of unicorn's."""
+
+    def __init__(self, name: str, module: Path, edge: str = "end") -> None:
+        super().__init__(name, edge)
+        self._next = {True: SRAM, False: FLASH}
         self.cpu = CPUS[name]
         self.registers = REGISTERS[self.cpu.family]
         self.thumb = int(self.cpu.family == "arm")
-        self.module = module or build.build_natmod(self.cpu.arch)
-        data = self.module.read_bytes()
+        self.module = module
+        data = module.read_bytes()
         info = mpy.read_mpy(data)
-        assert info.arch == self.cpu.arch, f"{self.module} is for {info.arch}"
+        assert info.arch == self.cpu.arch, f"{module} is for {info.arch}"
         image = info.code
         self.uc, self.disassembler = _machine(self.cpu)
         self.names = info.names
@@ -205,8 +179,6 @@ class Processor:
         self._objects: list[Any] = [None, False, True]
         self._failure: Exception | None = None
         self.stack_used = 0
-        self._next = {True: SRAM, False: FLASH}
-        self._buffers: list[Buffer] = []
         self._load(image)
         self._count_from(len(image))
         self._steps: dict[int, tuple[int, int, bool]] = {}
@@ -246,41 +218,22 @@ class Processor:
         """A function object of native code; returns its address."""
         return self._fixed("function", struct.pack("<4I", 0, self.context, 0, code))
 
-    def place(self, name: str, data: bytes | int, writable: bool = True) -> Buffer:
-        """Give ``data``, or so many zero bytes, memory of its own between guard pages."""
-        content = bytes(data)
-        start = self._next[writable] + PAGE
-        pages = max(1, -(-len(content) // PAGE)) * PAGE
-        self._next[writable] = start + pages
+    def _map(self, name: str, size: int, writable: bool) -> tuple[int, int]:
+        start, room = self._next[writable] + PAGE, whole_pages(size)
+        self._next[writable] = start + room
         rights = unicorn.UC_PROT_READ | (unicorn.UC_PROT_WRITE if writable else 0)
-        self.uc.mem_map(start, pages, rights)
-        at = start if self.edge == "start" else (start + pages - len(content)) & -8
-        self.uc.mem_write(start, bytes([PATTERN]) * pages)
-        self.uc.mem_write(at, content)
-        buffer = Buffer(name, at, len(content), writable, start, start + pages)
-        self._buffers.append(buffer)
-        return buffer
+        self.uc.mem_map(start, room, rights)
+        return start, room
 
-    def read(self, buffer: Buffer) -> bytes:
-        return bytes(self.uc.mem_read(buffer.address, buffer.size))
+    def peek(self, address: int, size: int) -> bytes:
+        return bytes(self.uc.mem_read(address, size))
 
-    def write(self, buffer: Buffer, data: bytes, at: int = 0) -> None:
-        assert at + len(data) <= buffer.size
-        self.uc.mem_write(buffer.address + at, data)
-
-    def check_surroundings(self) -> None:
-        """Raise Fault where bytes beside a buffer changed."""
-        for b in self._buffers:
-            before = bytes(self.uc.mem_read(b.first_page, b.address - b.first_page))
-            end = b.address + b.size
-            after = bytes(self.uc.mem_read(end, b.pages_end - end))
-            if before.strip(bytes([PATTERN])) or after.strip(bytes([PATTERN])):
-                raise Fault(f"{self.name}: bytes beside {b.name} were written")
+    def poke(self, address: int, data: bytes) -> None:
+        self.uc.mem_write(address, data)
 
     # Calls
 
     def call(self, name: str, *args: Any) -> Any:
-        """Call a function of the module with Python objects, Buffer and File among them."""
         return self._call(self._entry[name], self._functions[name], args)
 
     def _call(self, code: int, function: int, args: Sequence[Any]) -> Any:
@@ -353,15 +306,9 @@ class Processor:
             unicorn.UC_MEM_WRITE_UNMAPPED: "writes",
             unicorn.UC_MEM_WRITE_PROT: "writes the read-only",
         }
-
-        def distance(b: Buffer) -> int:
-            return max(b.address - address, address - b.address - b.size)
-
-        near = min(self._buffers, key=distance)
         self._failure = Fault(
             f"{self.name} {kinds.get(access, 'executes')} {size} bytes at {address:#x}, "
-            f"{address - near.address} from the start of {near.name} ({near.size} bytes), in "
-            f"{self._where()}"
+            f"{self.near(address)}, in {self._where()}"
         )
         return False
 
@@ -512,7 +459,6 @@ class Processor:
         assert status == 0
 
     def reset_count(self) -> None:
-        """Start counting, and measuring the stack, from nothing."""
         self._entered[:] = 0
         self._jumped[:] = 0
         self._counter.lowest = 0xFFFFFFFF
@@ -544,7 +490,6 @@ class Processor:
         return {at: int(times[at // 2]) for at in self._steps if times[at // 2]}
 
     def count(self) -> Count:
-        """What the calls since ``reset_count`` took."""
         return self._sum(self.times())
 
     def _sum(self, times: dict[int, int]) -> Count:
@@ -556,37 +501,11 @@ class Processor:
         return total
 
     def profile(self) -> dict[str, Count]:
-        """The same by function of the C code, the dearest first."""
         parts: dict[str, dict[int, int]] = {}
         for at, n in self.times().items():
             parts.setdefault(self.function_at(at), {})[at] = n
         sums = {name: self._sum(times) for name, times in parts.items()}
         return dict(sorted(sums.items(), key=lambda item: -item[1].cycles))
-
-    @functools.cached_property
-    def symbols(self) -> list[tuple[str, int, int]]:
-        """Names of C functions, where in the code they start and end."""
-        program = self.module.with_suffix(".elf")
-        return _symbols(program) if program.exists() else []
-
-    def function_at(self, at: int) -> str:
-        """The C function that an offset in the code belongs to."""
-        if not 0 <= at < len(self.code):
-            return "outside"
-        for symbol, start, end in self.symbols:
-            if start <= at < end:
-                return symbol
-        return f"{at:#x}"
-
-
-def _symbols(program: Path) -> list[tuple[str, int, int]]:
-    elf = mpy.read_elf(program.read_bytes())
-    base = next(section.address for section in elf.sections if section.name == ".image")
-    return [
-        (symbol.name, (symbol.address & ~1) - base, (symbol.address & ~1) - base + symbol.size)
-        for symbol in elf.symbols
-        if symbol.size
-    ]
 
 
 def _counting() -> ctypes.CDLL:
@@ -603,13 +522,13 @@ class Net:
     def __init__(
         self,
         blob: bytes,
-        processor: Processor | str,
+        processor: Machine | str,
         *,
         in_place: bool = True,
         scratch: int | None = None,
         accumulate: bool = False,
     ) -> None:
-        self.cpu = Processor(processor) if isinstance(processor, str) else processor
+        self.cpu = emulate(processor) if isinstance(processor, str) else processor
         self.blob = b = blobs.read(blob, "blob")
         place = self.cpu.place
         program = blob[: b.program_len]

@@ -7,11 +7,13 @@ once with their ends at one and once with their starts.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import unicorn
-from emulator import CPUS, Fault, Net, Processor
+from emulator import CPUS, Net, emulate, missing
+from machine import Fault, Machine
 from nets import everything_net, residual_net
 from sprout import compile as compiler
 from sprout.engine import Engine
@@ -19,14 +21,23 @@ from sprout.schedule import rate_parts
 
 STEPS, SEED, STACK = 20, 7, 2048
 RATE = rate_parts(0.01)
-MAIN = ("cortex-m0", "cortex-m4", "rv32")
+
+
+def emulated_cpu(cpu: str) -> Any:
+    """Return a parameter of tests that are skipped where the processor cannot be emulated."""
+    lack = missing(cpu)
+    return pytest.param(cpu, marks=pytest.mark.skipif(bool(lack), reason=f"NOT TESTED: {lack}"))
+
+
+ALL = [emulated_cpu(cpu) for cpu in CPUS]
+MAIN = [emulated_cpu(cpu) for cpu in ("cortex-m0", "cortex-m4", "rv32", "xtensa")]
 PLANS = {
     "mlperf_vww_96_int8.tflite": "b12,21:1/2,22:1/4,24:1",
     "mcunet-5fps.pkl": "b20,24:1/4,27:1/2,30:1/2",
 }
 
 
-def compare(blob: bytes, processor: Processor, steps: int, **options: bool) -> None:
+def compare(blob: bytes, processor: Machine, steps: int, **options: bool) -> None:
     """Forward passes and training steps on the processor and on this machine."""
     net, engine = Net(blob, processor, **options), Engine(blob, **options)
     shape = engine.blob.tensors[engine.blob.input].shape
@@ -43,6 +54,7 @@ def compare(blob: bytes, processor: Processor, steps: int, **options: bool) -> N
             net.apply()
             engine.apply()
         assert net.digest() == engine.digest(), f"step {t}"
+        assert processor.read(net.arena) == engine.arena.tobytes(), f"step {t}"
     x = rng.integers(low, low + 256, shape).astype(kind)
     for one in (net, engine):
         one.set_input(x)
@@ -52,26 +64,26 @@ def compare(blob: bytes, processor: Processor, steps: int, **options: bool) -> N
     assert net.digest() != Engine(blob).digest(), "nothing was learned"
 
 
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("cpu", ALL)
 @pytest.mark.parametrize("in_place", [True, False])
 def test_every_operator(cpu: str, in_place: bool) -> None:
     for edge in ("end", "start"):
         for make in (residual_net, everything_net):
             blob = compiler.compile_graph(make(3), "full").to_bytes()
-            compare(blob, Processor(cpu, edge=edge), 4, in_place=in_place)
+            compare(blob, emulate(cpu, edge=edge), 4, in_place=in_place)
 
 
 @pytest.mark.parametrize("cpu", MAIN)
 def test_accumulators(cpu: str) -> None:
     blob = compiler.compile_graph(everything_net(4), "full").to_bytes()
-    compare(blob, Processor(cpu), 8, accumulate=True)
+    compare(blob, emulate(cpu), 8, accumulate=True)
 
 
 @pytest.mark.parametrize("cpu", MAIN)
 @pytest.mark.parametrize("name", ["emlearn_mnist_cnn_int8", "mlperf_kws_ref_model_int8"])
 def test_twenty_training_steps(shared: Path, cpu: str, name: str) -> None:
     blob = compiler.compile_model(shared / "models" / f"{name}.tflite", "full").to_bytes()
-    compare(blob, Processor(cpu), STEPS)
+    compare(blob, emulate(cpu), STEPS)
 
 
 @pytest.mark.parametrize("cpu", MAIN)
@@ -79,14 +91,16 @@ def test_twenty_training_steps(shared: Path, cpu: str, name: str) -> None:
 def test_person_detectors(shared: Path, cpu: str, name: str) -> None:
     classes = ["no_person", "person"] if name.endswith(".pkl") else None
     blob = compiler.compile_model(shared / "models" / name, PLANS[name], classes).to_bytes()
-    compare(blob, Processor(cpu, edge="start"), 1)
+    compare(blob, emulate(cpu, edge="start"), 1)
 
 
-def test_the_emulator_finds_an_access_outside() -> None:
+@pytest.mark.parametrize("cpu", MAIN)
+@pytest.mark.parametrize(("edge", "shift"), [("start", -2048), ("end", 256)])
+def test_the_emulator_finds_an_access_outside(cpu: str, edge: str, shift: int) -> None:
     blob = compiler.compile_graph(residual_net(3), "full").to_bytes()
-    net = Net(blob, "cortex-m0")
-    net.arena.address += 256  # what the core is told is not what is there
-    with pytest.raises(Fault, match="cortex-m0 (reads|writes)"):
+    net = Net(blob, emulate(cpu, edge=edge))
+    net.arena.address += shift  # what the core is told is not what is there
+    with pytest.raises(Fault, match=f"{cpu} (reads|writes) .* of arena"):
         net.forward()
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulator import Net, Processor
+from emulator import Net, emulate
+from machine import Machine
 from sprout.blob import NONE
 from sprout.engine import LEARN, PREDICT, Engine
 from sprout.graph import quantize_multiplier
@@ -23,8 +24,8 @@ Rng = np.random.Generator
 
 
 @pytest.fixture(scope="module", params=["start", "end"])
-def processor(request: Any) -> Processor:
-    return Processor("cortex-m0", edge=request.param)
+def processor(request: Any) -> Machine:
+    return emulate("cortex-m0", edge=request.param)
 
 
 def int8(rng: Rng, *shape: int) -> np.ndarray:
@@ -54,7 +55,9 @@ def records(rng: Rng, n: Builder, weight: np.ndarray) -> int:
     return at
 
 
-def compare(rng: Rng, processor: Processor, n: Builder, least: int, run: Any = None) -> None:
+def compare(
+    rng: Rng, processor: Machine, n: Builder, least: int, run: Any = None, stack: int = STACK
+) -> None:
     """Run all operators from a random arena and compare everything that is left."""
     bits = [i for i, t in enumerate(n.tensors) if t.dtype == "bits"]
     gradients = [i for i, t in enumerate(n.tensors) if t.dtype == "int16"]
@@ -88,7 +91,7 @@ def compare(rng: Rng, processor: Processor, n: Builder, least: int, run: Any = N
         assert one.cpu.read(one.accum) == other.accum.tobytes(), told
     assert one.run.reruns == other.run.reruns
     processor.check_surroundings()
-    assert processor.stack_used <= STACK
+    assert processor.stack_used <= stack
 
 
 def output_size(size: int, kernel: int, stride: int, before: int, after: int) -> int:
@@ -146,24 +149,25 @@ def some_sizes(rng: Rng, most: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_convolution(processor: Processor, seed: int) -> None:
+def test_convolution(processor: Machine, seed: int, stack: int = STACK) -> None:
     rng, n = np.random.default_rng(seed), Builder()
     most, outputs = int(rng.choice([5, 140])), int(rng.integers(1, 80))
     sizes = some_sizes(rng, 3 if rng.random() < 0.3 else 10)
     least = forward(rng, n, sizes, int(rng.integers(1, most)), outputs)
-    compare(rng, processor, n, least)
+    compare(rng, processor, n, least, stack=stack)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_depthwise(processor: Processor, seed: int) -> None:
+def test_depthwise(processor: Machine, seed: int, stack: int = STACK) -> None:
     rng, n = np.random.default_rng(seed + 1000), Builder()
     sizes = [some_sizes(rng, 12), some_sizes(rng, 3), (3, 99), (230, 2)][seed % 4]
     channels = int(rng.integers(1, 3 if max(sizes) > 20 else 40))
-    compare(rng, processor, n, forward(rng, n, sizes, channels, -int(rng.choice([1, 1, 2, 5]))))
+    least = forward(rng, n, sizes, channels, -int(rng.choice([1, 1, 2, 5])))
+    compare(rng, processor, n, least, stack=stack)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_depthwise_of_whole_windows(processor: Processor, kernel: tuple[int, int]) -> None:
+def test_depthwise_of_whole_windows(processor: Machine, kernel: tuple[int, int]) -> None:
     rng, n, least = np.random.default_rng(kernel), Builder(), 0
     for _ in range(6):
         sizes = [int(k + rng.integers(5)) for k in kernel]
@@ -172,7 +176,7 @@ def test_depthwise_of_whole_windows(processor: Processor, kernel: tuple[int, int
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_input_gradients(processor: Processor, seed: int) -> None:
+def test_input_gradients(processor: Machine, seed: int) -> None:
     rng, n = np.random.default_rng(seed + 2000), Builder()
     deep, sizes = seed % 4 == 3, some_sizes(rng, 9)
     inputs = int(rng.integers(1, 70))
@@ -191,7 +195,7 @@ def test_input_gradients(processor: Processor, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_weight_updates(processor: Processor, seed: int) -> None:
+def test_weight_updates(processor: Machine, seed: int) -> None:
     rng, n = np.random.default_rng(seed + 3000), Builder()
     deep, sizes = seed % 4 == 3, some_sizes(rng, 12)
     inputs = int(rng.integers(1, 70))
@@ -215,7 +219,7 @@ def test_weight_updates(processor: Processor, seed: int) -> None:
 MULTIPLIERS = [0, 1, 5, 2**30, 2**30 + 1, 2**31 - 1, -(2**31), -(2**30), -1]
 
 
-def test_requantization(processor: Processor) -> None:
+def test_requantization(processor: Machine) -> None:
     """An addition requantises three times, from sums of any size."""
     rng = np.random.default_rng(5)
     shifts = [-40, -31, -30, -9, -1, 0, 1, 11, 30, 33]
@@ -233,7 +237,7 @@ def test_requantization(processor: Processor) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_addition(processor: Processor, seed: int) -> None:
+def test_addition(processor: Machine, seed: int) -> None:
     """With multipliers as the compiler makes them: that of the greater scale is 1/2."""
     rng, n = np.random.default_rng(seed + 5000), Builder()
     shape = (1, int(rng.integers(1, 5)), int(rng.integers(1, 80)))
@@ -249,7 +253,7 @@ def test_addition(processor: Processor, seed: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 7, 14])
-def test_scaled_gradients(processor: Processor, bits: int) -> None:
+def test_scaled_gradients(processor: Machine, bits: int) -> None:
     rng, n = np.random.default_rng(bits), Builder()
     n.tensor((1, 1, 1))
     for most in (0, 3, 9, 17, 30):  # bits of the scale, so that all shifts come up
@@ -264,7 +268,7 @@ def test_scaled_gradients(processor: Processor, bits: int) -> None:
     compare(rng, processor, n, 4 * 40)
 
 
-def test_a_gradient_of_zeros(processor: Processor) -> None:
+def test_a_gradient_of_zeros(processor: Machine) -> None:
     rng, n = np.random.default_rng(6), Builder()
     n.tensor((1, 1, 1))
     g, dx = n.tensor((3, 3, 5), "int16"), n.tensor((3, 3, 4), "int16")

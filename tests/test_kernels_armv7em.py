@@ -10,48 +10,49 @@ from typing import Any
 
 import pytest
 import test_kernels_armv6m as cases
-from emulator import Processor
+from emulator import emulate
+from machine import Machine
 
 
 @pytest.fixture(scope="module", params=["start", "end"])
-def processor(request: Any) -> Processor:
-    return Processor("cortex-m4", edge=request.param)
+def processor(request: Any) -> Machine:
+    return emulate("cortex-m4", edge=request.param)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_convolution(processor: Processor, seed: int) -> None:
+def test_convolution(processor: Machine, seed: int) -> None:
     cases.test_convolution(processor, seed)
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_depthwise(processor: Processor, seed: int) -> None:
+def test_depthwise(processor: Machine, seed: int) -> None:
     cases.test_depthwise(processor, seed)
 
 
 @pytest.mark.parametrize("kernel", cases.KERNELS)
-def test_depthwise_of_whole_windows(processor: Processor, kernel: tuple[int, int]) -> None:
+def test_depthwise_of_whole_windows(processor: Machine, kernel: tuple[int, int]) -> None:
     cases.test_depthwise_of_whole_windows(processor, kernel)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_input_gradients(processor: Processor, seed: int) -> None:
+def test_input_gradients(processor: Machine, seed: int) -> None:
     cases.test_input_gradients(processor, seed)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_weight_updates(processor: Processor, seed: int) -> None:
+def test_weight_updates(processor: Machine, seed: int) -> None:
     cases.test_weight_updates(processor, seed)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_addition(processor: Processor, seed: int) -> None:
+def test_addition(processor: Machine, seed: int) -> None:
     cases.test_addition(processor, seed)
 
 
 @pytest.mark.parametrize("bits", [1, 7, 14])
-def test_scaled_gradients(processor: Processor, bits: int) -> None:
+def test_scaled_gradients(processor: Machine, bits: int) -> None:
     cases.test_scaled_gradients(processor, bits)
 
 
-def test_requantization(processor: Processor) -> None:
+def test_requantization(processor: Machine) -> None:
     cases.test_requantization(processor)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulator import Processor
+from emulator import Processor, emulate
 from test_kernels_armv6m import Rng, int8, window
 
 WORD, INT = ctypes.c_uint32, ctypes.c_int32
@@ -30,12 +30,13 @@ Window = structure(
     "Window", kh=INT, kw=INT, stride_h=INT, stride_w=INT, top=INT, left=INT, taps=INT
 )
 Output = structure("Output", min=INT, max=INT, zero_point=INT, y=WORD, mask=WORD)
-FORWARD = {"x": Tensor, "y": Tensor, "out": Output, "k": Window, "size": WORD}
-GRADIENT = {"g": Tensor, "dx": Tensor, "k": Window, "size": WORD}
-Conv = structure("Conv", **FORWARD, single=ctypes.c_bool)
-Depthwise = structure("Depthwise", **FORWARD, multiplier=WORD)
-ConvGrad = structure("ConvGrad", **GRADIENT, shift=INT)
-DepthwiseGrad = structure("DepthwiseGrad", **GRADIENT, multiplier=WORD, shift=INT)
+Conv = structure(
+    "Conv", x=Tensor, y=Tensor, out=Output, k=Window, size=WORD, multiplier=WORD,
+    single=ctypes.c_bool,
+)  # fmt: skip
+ConvGrad = structure(
+    "ConvGrad", g=Tensor, dx=Tensor, k=Window, size=WORD, multiplier=WORD, shift=INT
+)
 
 
 class Rows:
@@ -75,8 +76,8 @@ def some_channels(rng: Rng, kernel: tuple[int, int], deep: bool) -> tuple[int, i
 
 
 @pytest.fixture(scope="module", params=CPUS)
-def processor(request: Any) -> Processor:
-    return Processor(request.param)
+def processor(request: Any) -> Any:
+    return emulate(request.param)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -108,7 +109,7 @@ def test_forward(processor: Processor, seed: int) -> None:
         output = Output(low, high, 3, y.address, mask.address * masked)
         k = Window(*kernel, *stride, top + begin, first[1], taps)
         size = 16 + padded.shape[1]
-        argument = (Depthwise if deep else Conv)(x_rows, y_rows, output, k, size, deep)
+        argument = Conv(x_rows, y_rows, output, k, size, 1, False)
         name = "sp_depthwise_block" if deep else "sp_conv_block"
         rows.call(name, argument, records, 0, 0, n)
         result = processor.read(y), processor.read(mask)
@@ -139,9 +140,7 @@ def test_input_gradients(processor: Processor, seed: int) -> None:
         g_rows, _ = rows.tensor(g[begin:stop])
         dx_rows, dx = rows.tensor(np.zeros((end - start, sizes[1], n), np.int16))
         k = Window(*kernel, *stride, top - begin * stride[0], first[1], taps)
-        more = (1, 7) if deep else (7,)
-        kind = DepthwiseGrad if deep else ConvGrad
-        argument = kind(g_rows, dx_rows, k, padded.shape[1], *more)
+        argument = ConvGrad(g_rows, dx_rows, k, padded.shape[1], 1, 7)
         name = "sp_depthwise_input_grad_block" if deep else "sp_conv_input_grad_block"
         lengths.append(rows.call(name, argument, padded.tobytes(), 0, n).bit_length())
         whole, row = whole or processor.read(dx), sizes[1] * n * 2

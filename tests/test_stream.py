@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from emulator import Net, Processor
+from emulator import Net, emulate
 from nets import Maker, picture, residual_net
 from sprout import autodiff, memory, overwrite, passes, stream
 from sprout import compile as compiler
@@ -18,6 +18,7 @@ from sprout.engine import LEARN, Engine, Run
 from sprout.graph import SproutError, mean_multiplier
 from sprout.reference import Machine
 from sprout.schedule import rate_at, rate_parts
+from test_emulated import ALL
 
 PAPER = "b20,24:1/4,27:1/2,30:1/2"
 RATE = rate_parts(0.01)
@@ -326,14 +327,14 @@ def test_no_group_writes_outside_the_buffers():
 # Processors of boards, and real networks
 
 
-@pytest.mark.parametrize("cpu", ["cortex-m0", "cortex-m3", "cortex-m4", "rv32"])
+@pytest.mark.parametrize("cpu", ALL)
 @pytest.mark.parametrize("in_place", [True, False])
 def test_groups_on_emulated_processors(cpu, in_place):
     """Between guard pages, with at most 2 KB of stack."""
     for seed in (1, 2, 8):
         blob = rows_blob(lambda seed=seed: random_net(seed), "last")
         data = blob.to_bytes()
-        net, engine = Net(data, Processor(cpu), in_place=in_place), Engine(data)
+        net, engine = Net(data, emulate(cpu), in_place=in_place), Engine(data)
         rng = np.random.default_rng(seed)
         for t in range(2):
             x = rng.integers(0, 256, blob.tensors[blob.input].shape).astype(np.uint8)

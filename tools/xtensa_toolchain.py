@@ -36,6 +36,7 @@ PACKAGES = (
     "texinfo",
 )
 NEEDED = (GCC, "qemu-system-xtensa", "gcc", "make", "xz", "bison", "flex", "makeinfo")
+PATIENCE = ("-o", "DPkg::Lock::Timeout=300")  # seconds, while another apt is at work
 CORE = "target/xtensa/core-dc233c"
 SOURCES = (
     "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] "
@@ -88,8 +89,10 @@ def install_packages() -> None:
     install = f"apt-get install --no-install-recommends {' '.join(PACKAGES)}"
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise ToolchainError(f"Debian 12 packages are missing: run `{install}` as root")
-    run("apt-get", "update")
-    run(*install.split(), "--yes")
+    run("apt-get", "update", *PATIENCE)
+    run(*install.split(), "--yes", *PATIENCE)
+    if not BINUTILS.exists():
+        raise ToolchainError(f"the packages bring no {BINUTILS}: this takes Debian 12")
 
 
 def fetch_core() -> Path:

@@ -22,7 +22,8 @@ typedef struct {
 
 // How many channels of a depthwise layer a kernel takes.
 static uint32_t block_of(uint32_t taps) {
-    return taps ? umin32(divide(DEPTHWISE_BYTES, taps), BLOCK) : 0;
+    const uint32_t n = taps ? umin32(divide(DEPTHWISE_BYTES, taps), BLOCK) : 0;
+    return n > 4 ? n & ~3u : n; // kernels take up to four at a time
 }
 
 // Channels of `many` per channel of `few`; 1 and an error where that is no whole number.

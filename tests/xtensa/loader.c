@@ -1,11 +1,9 @@
-// Runs a native module on a bare Xtensa processor: loads the .mpy as MicroPython's port for the
-// ESP32 does (code into memory of its own, constants elsewhere, addresses added to both), gives
-// it a table of functions, and has it run a network on one sample after another.
+// A native module on a bare Xtensa processor, led by qemu.py through two pipes: this loads a .mpy
+// as MicroPython's port for the ESP32 does (code into memory of its own, constants elsewhere,
+// addresses added to both), gives it a table of functions, and calls it.
 //
-// test_xtensa.py writes the file `job`: a job_t, the module, the blob, then for each sample the
-// arguments of sprout_run and the input; a first operator of -1 asks for sprout_apply instead. The
-// file `results` gets a result_t, arena and trained parameters for each. Errors end the program
-// with a line of text.
+// Standard input is commands, each a command_t and what follows it; answers go to standard output.
+// Errors end the program with a line of text on standard error.
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -13,38 +11,39 @@
 
 typedef uint32_t object_t; // of MicroPython: a small int or the address of a thing_t
 
-typedef struct {
-    uint32_t module_len, blob_len, program_len, initial, initial_len;
-    uint32_t arena_len, trained_len, scratch_len, accum_len;
-    uint32_t input, input_len; // where in the arena int8 inputs go
-    uint32_t pixels;           // inputs are uint8 and go through set_input
-    uint32_t streamed;         // the blob is an open file to the module
-    uint32_t code_offset, n_samples;
-} job_t;
-
-enum { RUN_WORDS = 13 };
+// READ: b bytes at a are the answer. WRITE: b bytes follow, which go to a. MAP: a megabyte from a
+// on gets memory with the attribute b. LOAD: the module at a is imported, its code at b and its
+// constants at c; the answer is the address of None. CALL: the function named at a is called with
+// b objects at c; the answer is an answer_t.
+enum { READ, WRITE, MAP, LOAD, CALL };
 
 typedef struct {
-    int32_t status, run[RUN_WORDS];
-    uint32_t stack, ticks, emulated; // instructions that start.S puts together
-} result_t;
+    uint32_t what, a, b, c;
+} command_t;
+
+typedef struct {
+    object_t result;
+    uint32_t ticks, emulated, stack; // instructions that start.S puts together; bytes
+} answer_t;
 
 int emulator(int call, ...);
 uint32_t stack_pointer(void);
 uint32_t clock(void);
+void unmap(void);
+void translate(uint32_t entry, uint32_t at);
 extern uint32_t saved[5];
 _Noreturn void on_fault(uint32_t cause, uint32_t at, uint32_t address);
 
 // Semihosting
 
-enum { EXIT = 1, READ = 3, WRITE = 4, OPEN = 5, NEW_FILE = 0x241, RIGHTS = 0x1a4 };
+enum { EXIT = 1, INPUT = 3, OUTPUT = 4 };
 
 static void print(const char *text) {
     int n = 0;
     while (text[n]) {
         ++n;
     }
-    emulator(WRITE, 1, text, n);
+    emulator(OUTPUT, 2, text, n);
 }
 
 static void print_hex(uint32_t value) {
@@ -59,31 +58,30 @@ static _Noreturn void stop(const char *why, uint32_t a, uint32_t b) {
     print(why);
     print_hex(a);
     print_hex(b);
-    print("\n");
     emulator(EXIT, 1);
     for (;;) {
     }
 }
 
-// Memory: every block lies alone between bytes that must not change.
+static void transfer(int call, void *data, uint32_t size) {
+    for (uint32_t done = 0; done < size;) {
+        const int n = emulator(call, call == OUTPUT, (uint8_t *)data + done, size - done);
+        if (n <= 0) {
+            stop("a pipe ends early: size, done", size, done);
+        }
+        done += (uint32_t)n;
+    }
+}
 
-enum { GUARD = 64, PATTERN = 0xa5, MOST_BLOCKS = 32 };
+// Memory. Of the second 512 MB a megabyte is there when it was asked for, backed by one of the
+// first.
 
-typedef struct {
-    uint8_t *start;
-    uint32_t size;
-} block_t;
+enum { DISTANCE = 0x2c000000, WAY = 4 };
 
-extern uint8_t heap[];
-static uint8_t *top = heap;
-static block_t blocks[MOST_BLOCKS];
-static int n_blocks;
 static uint32_t code_address;
 
-static void fill(uint8_t *at, uint8_t value, uint32_t n) {
-    for (uint32_t i = 0; i < n; ++i) {
-        at[i] = value;
-    }
+static void map(uint32_t at, uint32_t attribute) {
+    translate((at - DISTANCE) | attribute, at + WAY);
 }
 
 static void copy(void *to, const void *from, uint32_t n) {
@@ -92,62 +90,10 @@ static void copy(void *to, const void *from, uint32_t n) {
     }
 }
 
-static void *place(uint32_t size, uint32_t offset) {
-    top = (uint8_t *)(((uintptr_t)top + 15) & ~(uintptr_t)15) + offset;
-    fill(top, PATTERN, GUARD);
-    uint8_t *start = top + GUARD;
-    fill(start, 0, size);
-    top = start + size;
-    fill(top, PATTERN, GUARD);
-    top += GUARD;
-    if (n_blocks == MOST_BLOCKS) {
-        stop("too many blocks", size, 0);
-    }
-    blocks[n_blocks++] = (block_t){start, size};
-    return start;
-}
-
-static void check_guards(void) {
-    for (int i = 0; i < n_blocks; ++i) {
-        const block_t *b = &blocks[i];
-        for (uint32_t j = 0; j < GUARD; ++j) {
-            if (b->start[-1 - (int32_t)j] != PATTERN || b->start[b->size + j] != PATTERN) {
-                stop("bytes beside a buffer were written: number, size", (uint32_t)i, b->size);
-            }
-        }
-    }
-}
-
 _Noreturn void on_fault(uint32_t cause, uint32_t at, uint32_t address) {
-    print("exception: cause, address, in the module at");
+    print("exception");
     print_hex(cause);
     stop("", address, at - code_address);
-}
-
-static void read_into(int file, uint8_t *data, uint32_t size) {
-    for (uint32_t done = 0; done < size;) {
-        const int n = emulator(READ, file, data + done, size - done);
-        if (n <= 0) {
-            stop("the file ends early: size, read", size, done);
-        }
-        done += (uint32_t)n;
-    }
-}
-
-static void *read_new(int file, uint32_t size) {
-    uint8_t *data = place(size, 0);
-    read_into(file, data, size);
-    return data;
-}
-
-static void write_out(int file, const void *data, uint32_t size) {
-    for (uint32_t done = 0; done < size;) {
-        const int n = emulator(WRITE, file, (const uint8_t *)data + done, size - done);
-        if (n <= 0) {
-            stop("cannot write: size, written", size, done);
-        }
-        done += (uint32_t)n;
-    }
 }
 
 // Things: what the module gets as objects
@@ -221,11 +167,12 @@ static object_t new_function(const code_t *code, const void *module, const objec
     return (object_t)&functions[n_functions++];
 }
 
-static void raise_(object_t exception) { stop("raised", exception, 0); }
+static void raise_(object_t exception) { stop("raised: an exception", exception, 0); }
 
 static void raise_message(object_t type, const char *message) {
+    print("raised: ");
     print(message);
-    stop(": raised", type, 0);
+    stop("", type, 0);
 }
 
 static void unpack(object_t sequence, uint32_t n, object_t *items) {
@@ -303,8 +250,8 @@ static uint32_t number(void) {
     return value;
 }
 
-static function_t load(const uint8_t *module, uint32_t offset) {
-    next = module;
+static object_t load(uint32_t module, uint32_t code, uint32_t constants) {
+    next = (const uint8_t *)module;
     if (next[0] != 'M' || next[1] != 6 || next[2] != (10 << 2 | 3) || next[3] != 31) {
         stop("not a native module for xtensawin", next[1], next[2]);
     }
@@ -327,45 +274,41 @@ static function_t load(const uint8_t *module, uint32_t offset) {
     if ((kind & 7) != 2) {
         stop("not one native function", kind, 0);
     }
-    uint8_t *loaded = place(length + 3, 0);
-    copy(loaded, next, length);
+    copy((void *)code, next, length);
     next += length;
     const uint32_t flags = number();
     const uint32_t constants_len = flags & 0x20 ? number() : 0;
-    uint8_t *constants = place(constants_len, 0);
-    copy(constants, next, constants_len);
+    copy((void *)constants, next, constants_len);
     next += constants_len;
-    uint8_t *code = place((length + 3) & ~3u, offset);
     while (flags & 0x10 && *next != 0xff) {
         const uint32_t what = *next++;
         const uint32_t where = number();
         if (!(what & 1) || (what & 2) || what >> 2 > 1) {
             stop("an unknown relocation", what, where);
         }
-        uint32_t *words = (uint32_t *)(void *)(where & 1 ? constants : loaded);
-        words[where >> 1] += (uint32_t)(what >> 2 ? constants : code);
+        uint32_t *words = (uint32_t *)(where & 1 ? constants : code);
+        words[where >> 1] += what >> 2 ? constants : code;
     }
-    copy(code, loaded, (length + 3) & ~3u);
-    fill(loaded, 0xff, length);
-    code_address = (uint32_t)code;
-    return (function_t){NULL, context, constants, code};
+    code_address = code;
+    const function_t entry = {NULL, context, (const void *)constants, (void *)code};
+    ((native_t *)entry.code)(&entry, 0, 0, NULL);
+    return (object_t)&none;
 }
 
-static object_t call(const char *name, uint32_t n_args, const object_t *args) {
+static const function_t *find(const char *name) {
     for (int i = 0; i < MOST_NAMES; ++i) {
         int j = 0;
         while (name[j] && names[i][j] == name[j]) {
             ++j;
         }
-        if (name[j] == names[i][j]) {
-            const function_t *function = (const function_t *)globals[i];
-            return ((native_t *)function->code)(function, n_args, 0, args);
+        if (name[j] == names[i][j] && globals[i] != (object_t)&none) {
+            return (const function_t *)globals[i];
         }
     }
     stop("the module has no such function", 0, 0);
 }
 
-// Bytes of stack that one call of sprout_core.run takes, from what it changes below this frame
+// Bytes of stack that a call takes, from what it changes below this frame
 enum { MOST_STACK = 8192 };
 
 static void wipe_stack(void) {
@@ -383,11 +326,17 @@ static uint32_t stack_used(uint32_t sp) {
     return sp - (uint32_t)at;
 }
 
-static thing_t make_buffer(uint32_t size) { return (thing_t){BUFFER, place(size, 0), size, 0}; }
+static answer_t call(const char *name, uint32_t n_args, const object_t *args) {
+    const function_t *function = find(name);
+    native_t *const code = (native_t *)function->code;
+    wipe_stack();
+    const uint32_t sp = stack_pointer(), emulated = saved[4], before = clock();
+    const object_t result = code(function, n_args, 0, args);
+    const uint32_t after = clock();
+    return (answer_t){result, after - before, saved[4] - emulated, stack_used(sp)};
+}
 
-int main(void) {
-    const int file = emulator(OPEN, "job", 0, 0);
-    const job_t *job = read_new(file, sizeof(job_t));
+static void fill_table(void) {
     for (int i = 0; i < 96; ++i) {
         table[i] = (void *)unused;
     }
@@ -403,49 +352,35 @@ int main(void) {
     table[55] = (void *)raise_message;
     table[65] = (void *)get_buffer;
     table[66] = (void *)get_stream;
-    const function_t module = load(read_new(file, job->module_len), job->code_offset);
-    ((native_t *)module.code)(&module, 0, 0, NULL);
+}
 
-    thing_t source = {job->streamed ? FILE_ : BUFFER, read_new(file, job->blob_len), job->blob_len,
-                      0};
-    thing_t program = make_buffer(job->program_len);
-    copy(program.data, source.data, job->program_len);
-    thing_t arena = make_buffer(job->arena_len), trained = make_buffer(job->trained_len);
-    copy(trained.data, source.data + job->initial, job->initial_len);
-    thing_t scratch = make_buffer(job->scratch_len), accum = make_buffer(job->accum_len);
-    object_t items[6] = {(object_t)&source,  (object_t)&program,
-                         (object_t)&arena,   (object_t)&trained,
-                         (object_t)&scratch, (object_t)(job->accum_len ? &accum : &none)};
-    thing_t memory = {TUPLE, (uint8_t *)items, 6, 0};
-    thing_t run = make_buffer(4 * RUN_WORDS);
-    const object_t args[2] = {(object_t)&memory, (object_t)&run};
-    const object_t status = call("check", 1, args);
-    if (status != small(0)) {
-        stop("check fails", status, 0);
-    }
-    const int out = emulator(OPEN, "results", NEW_FILE, RIGHTS);
-    thing_t input = make_buffer(job->input_len);
-    const object_t set[2] = {(object_t)&memory, (object_t)&input};
-    for (uint32_t i = 0; i < job->n_samples; ++i) {
-        read_into(file, run.data, run.size);
-        read_into(file, input.data, input.size);
-        if (!job->pixels) {
-            copy(arena.data + job->input, input.data, input.size);
-        } else if (call("set_input", 2, set) != small(0)) {
-            stop("set_input fails", i, 0);
+int main(void) {
+    unmap();
+    fill_table();
+    for (;;) {
+        command_t c;
+        answer_t answer;
+        transfer(INPUT, &c, sizeof(c));
+        switch (c.what) {
+        case READ:
+            transfer(OUTPUT, (void *)c.a, c.b);
+            break;
+        case WRITE:
+            transfer(INPUT, (void *)c.a, c.b);
+            break;
+        case MAP:
+            map(c.a, c.b);
+            break;
+        case LOAD:
+            answer.result = load(c.a, c.b, c.c);
+            transfer(OUTPUT, &answer.result, sizeof(answer.result));
+            break;
+        case CALL:
+            answer = call((const char *)c.a, c.b, (const object_t *)c.c);
+            transfer(OUTPUT, &answer, sizeof(answer));
+            break;
+        default:
+            stop("an unknown command", c.what, c.a);
         }
-        const bool apply = *(int32_t *)(void *)run.data < 0;
-        wipe_stack();
-        const uint32_t sp = stack_pointer(), before = clock(), emulated = saved[4];
-        const object_t status = apply ? call("apply", 1, args) : call("run", 2, args);
-        result_t result = {(int32_t)status >> 1, {0}, 0, clock() - before, saved[4] - emulated};
-        result.stack = stack_used(sp);
-        copy(result.run, run.data, sizeof(result.run));
-        check_guards();
-        write_out(out, &result, sizeof(result));
-        write_out(out, arena.data, job->arena_len);
-        write_out(out, trained.data, job->trained_len);
     }
-    emulator(EXIT, 0);
-    return 0;
 }

@@ -74,6 +74,8 @@
     j fault
     .endm
     .org 0x300
+    .type exception, @function
+exception:
     wsr a0, excsave1
     rsr a0, exccause
     bnez a0, 1f
@@ -88,6 +90,7 @@
 // "mulsh a13, a12, a10": its product is put together from 16-bit pieces here, and it is counted.
     .text
     .align 4
+    .type illegal, @function
 illegal:
     movi a0, saved
     s32i a2, a0, 0
@@ -131,6 +134,7 @@ illegal:
     l32i a5, a0, 12
     rsr a0, excsave1
     rfe
+    .type other, @function
 other:
     l32i a2, a0, 0
     l32i a3, a0, 4
@@ -198,6 +202,31 @@ stack_pointer:
 clock:
     entry a1, 32
     rsr a2, ccount
+    retw
+
+// void unmap(void): no memory any more for the second 512 MB, and no table to find some in
+    .align 4
+    .global unmap
+    .type unmap, @function
+unmap:
+    entry a1, 32
+    movi a2, 0xe0000000
+    wsr a2, ptevaddr
+    movi a2, 0x20000006 // what maps them: way 6
+    iitlb a2
+    idtlb a2
+    dsync
+    isync
+    retw
+
+// void translate(uint32_t entry, uint32_t at): for data; `at` includes the way
+    .align 4
+    .global translate
+    .type translate, @function
+translate:
+    entry a1, 32
+    wdtlb a2, a3
+    dsync
     retw
 
     .data

@@ -3,7 +3,7 @@
 
 #include "xtensawin.h"
 
-enum { QUAD = 4, MOST_WEIGHTS = 320 };
+enum { MOST_WEIGHTS = 320 };
 
 typedef struct {
     const int8_t *x;
@@ -67,83 +67,95 @@ __asm__(".section .text.sp_dot_four, \"ax\"\n"
         "add a5, a5, a14\n"
         "bnez a6, 1b\n"
         "s32i a8, a4, 0\n"
-        "s32i a9, a4, 12\n"
-        "s32i a10, a4, 24\n"
-        "s32i a11, a4, 36\n"
+        "s32i a9, a4, 16\n"
+        "s32i a10, a4, 32\n"
+        "s32i a11, a4, 48\n"
         "retw\n"
         ".size sp_dot_four, . - sp_dot_four\n"
         ".text\n");
 
-// The weights of four channels [taps][4]; their sums times the zero point come off start.
-static void pack(int16_t *packed, const uint8_t *records, uint32_t size, uint32_t taps,
-                 const int32_t *bias, int32_t zero_point, int32_t *start) {
+// Four channels: weights [taps][4], and what sums begin with where the window lies inside x (its
+// zero point comes off for all taps) and where a border cuts it as `border` says.
+typedef struct {
+    int16_t packed[MOST_WEIGHTS];
+    int32_t bias[QUAD], whole[QUAD], cut[QUAD];
+    uint32_t border;
+} channels_t;
+
+static void pack(channels_t *q, const uint8_t *records, uint32_t size, uint32_t taps,
+                 const int32_t *bias, int32_t zero_point) {
     for (uint32_t i = 0; i < QUAD; ++i, records += size) {
         const record_t *r = (const record_t *)(const void *)records;
         int32_t sum = 0;
         for (uint32_t tap = 0; tap < taps; ++tap) {
             const int32_t w = load8(r->weight + tap);
-            packed[tap * QUAD + i] = (int16_t)w;
+            q->packed[tap * QUAD + i] = (int16_t)w;
             sum += w;
         }
-        start[i] = (int32_t)((uint32_t)(bias ? bias[i] : r->bias) - (uint32_t)(sum * zero_point));
+        q->bias[i] = bias ? bias[i] : r->bias;
+        q->whole[i] = (int32_t)((uint32_t)q->bias[i] - (uint32_t)(sum * zero_point));
     }
+    q->border = ~0u;
 }
 
 // The sums of an output whose window a border cuts: no zero point comes off for taps outside.
-__attribute__((noinline)) static void cut(const depthwise_t *d, span_t v, span_t u,
-                                          const int16_t *packed, const int32_t *start,
+__attribute__((noinline)) static void cut(const depthwise_t *d, span_t v, span_t u, channels_t *q,
                                           const int8_t *data, int32_t *sum) {
     const uint32_t channels = (uint32_t)d->x.c, kw = (uint32_t)d->k.kw;
     const uint32_t columns = (uint32_t)(u.to - u.from);
-    int32_t from[QUAD] = {start[0], start[1], start[2], start[3]};
-    const int16_t *w = packed;
-    for (int32_t ky = 0; ky < d->k.kh; ++ky) {
-        for (int32_t kx = 0; kx < d->k.kw; ++kx, w += QUAD) {
-            for (uint32_t i = 0;
-                 i < QUAD && (ky < v.from || ky >= v.to || kx < u.from || kx >= u.to); ++i) {
-                from[i] += mul16(w[i], d->x.zero_point);
-            }
-        }
-    }
-    const taps_t t = {data + at(&d->x, v.start + v.from, u.start + u.from),
-                      packed + ((uint32_t)v.from * kw + (uint32_t)u.from) * QUAD,
-                      v.to - v.from,
-                      u.to - u.from,
-                      channels,
-                      ((uint32_t)d->x.w - columns) * channels,
-                      (kw - columns) * QUAD * (uint32_t)sizeof(int16_t)};
-    if (t.rows > 0 && t.columns > 0) {
-        sp_dot_four(&t, from, sum);
-    } else {
+    if (v.from == v.to || u.from == u.to) {
         for (uint32_t i = 0; i < QUAD; ++i) {
-            sum[i * TRIO] = from[i];
+            sum[i * QUAD] = q->bias[i];
         }
+        return;
     }
+    taps_t t = {data + at(&d->x, v.start + v.from, u.start + u.from),
+                q->packed + ((uint32_t)v.from * kw + (uint32_t)u.from) * QUAD,
+                v.to - v.from,
+                u.to - u.from,
+                channels,
+                ((uint32_t)d->x.w - columns) * channels,
+                (kw - columns) * QUAD * (uint32_t)sizeof(int16_t)};
+    const uint32_t border = (uint32_t)(v.from | v.to << 8 | u.from << 16) | (uint32_t)u.to << 24;
+    if (border != q->border) {
+        const int8_t zero = (int8_t)d->x.zero_point, zeros[QUAD] = {zero, zero, zero, zero};
+        const int32_t nothing[QUAD] = {0};
+        taps_t z = t;
+        z.x = zeros;
+        z.x_column = z.x_row = 0;
+        sp_dot_four(&z, nothing, sum);
+        for (uint32_t i = 0; i < QUAD; ++i) {
+            q->cut[i] = (int32_t)((uint32_t)q->bias[i] - (uint32_t)sum[i * QUAD]);
+        }
+        q->border = border;
+    }
+    sp_dot_four(&t, q->cut, sum);
 }
 
-// Up to three pixels into y; fewer are the last ones, and then the first of them is written over.
+// Up to four pixels into y; of fewer each is written four times over.
 __attribute__((noinline)) static void finish(const depthwise_t *d, const uint8_t *records,
-                                             int32_t (*sum)[TRIO], uint32_t n, uint32_t e) {
+                                             int32_t (*sum)[QUAD], uint32_t n, uint32_t e) {
     const uint32_t channels = (uint32_t)d->x.c;
-    requantize_t r = {d->y.zero_point, d->out.min, d->out.max, channels, d->size};
-    if (n < TRIO) {
-        r.pixel = 0;
-        for (uint32_t i = 0; i < QUAD; ++i) {
-            sum[i][1] = n > 1 ? sum[i][1] : sum[i][0];
-            sum[i][2] = sum[i][0];
+    const record_t *record = record_at(records, d->size, 0);
+    requantize_t r = {d->y.zero_point, d->out.min, d->out.max,
+                      channels,        d->size,    d->out.mask != NULL};
+    if (n == QUAD) {
+        sp_requantize_quads(sum[0], record, d->out.y + e, QUAD, &r);
+        for (uint32_t p = 0; p < QUAD && d->out.mask; ++p) {
+            sp_keep(&d->out, e + p * channels, &sum[0][p], QUAD);
         }
-        if (n > 1) { // the second pixel first: what is stored last stays
-            int32_t second[QUAD][TRIO];
-            for (uint32_t i = 0; i < QUAD; ++i) {
-                second[i][0] = second[i][1] = second[i][2] = sum[i][1];
-            }
-            sp_requantize_trios(second[0], record_at(records, d->size, 0), d->out.y + e + channels,
-                                QUAD, &r);
-        }
+        return;
     }
-    sp_requantize_trios(sum[0], record_at(records, d->size, 0), d->out.y + e, QUAD, &r);
-    for (uint32_t p = 0; p < n && d->out.mask; ++p, e += channels) {
-        sp_keep(&d->out, e, &sum[0][p], QUAD);
+    r.pixel = 0;
+    for (uint32_t p = 0; p < n; ++p, e += channels) {
+        int32_t one[QUAD][QUAD];
+        for (uint32_t i = 0; i < QUAD; ++i) {
+            one[i][0] = one[i][1] = one[i][2] = one[i][3] = sum[i][p];
+        }
+        sp_requantize_quads(one[0], record, d->out.y + e, QUAD, &r);
+        if (d->out.mask) {
+            sp_keep(&d->out, e, one[0], QUAD);
+        }
     }
 }
 
@@ -153,10 +165,10 @@ __attribute__((noinline)) static void quad(const depthwise_t *d, const uint8_t *
     const window_t *k = &d->k;
     const uint32_t channels = (uint32_t)x->c, step = (uint32_t)k->stride_w * channels;
     const int8_t *data = (const int8_t *)x->data + first;
-    int16_t packed[MOST_WEIGHTS];
-    int32_t start[QUAD], sum[QUAD][TRIO];
-    pack(packed, records, d->size, (uint32_t)k->taps, bias, x->zero_point, start);
-    taps_t t = {NULL, packed, k->kh, k->kw, channels, (uint32_t)(x->w - k->kw) * channels, 0};
+    channels_t q;
+    int32_t sum[QUAD][QUAD];
+    pack(&q, records, d->size, (uint32_t)k->taps, bias, x->zero_point);
+    taps_t t = {NULL, q.packed, k->kh, k->kw, channels, (uint32_t)(x->w - k->kw) * channels, 0};
     uint32_t waiting = 0, e = first;
     for (int32_t oy = 0; oy < y->h; ++oy) {
         const span_t v = span(oy, k->stride_h, k->top, k->kh, x->h);
@@ -165,14 +177,14 @@ __attribute__((noinline)) static void quad(const depthwise_t *d, const uint8_t *
         t.x = data + ((uint32_t)v.start * (uint32_t)x->w + (uint32_t)start_x) * channels;
         for (int32_t ox = 0; ox < y->w; ++ox, start_x += k->stride_w, t.x += step) {
             if (whole && start_x >= 0 && start_x + k->kw <= x->w) {
-                sp_dot_four(&t, start, &sum[0][waiting]);
+                sp_dot_four(&t, q.whole, &sum[0][waiting]);
             } else {
                 const span_t u = span(ox, k->stride_w, k->left, k->kw, x->w);
-                cut(d, v, u, packed, start, data, &sum[0][waiting]);
+                cut(d, v, u, &q, data, &sum[0][waiting]);
             }
-            if (++waiting == TRIO) {
-                finish(d, records, sum, TRIO, e);
-                e += TRIO * channels;
+            if (++waiting == QUAD) {
+                finish(d, records, sum, QUAD, e);
+                e += QUAD * channels;
                 waiting = 0;
             }
         }
@@ -184,14 +196,13 @@ __attribute__((noinline)) static void quad(const depthwise_t *d, const uint8_t *
 
 void sp_depthwise_block(const depthwise_t *d, const uint8_t *records, const int32_t *bias,
                         uint32_t first, uint32_t n) {
-    const bool fits = d->multiplier == 1 && d->k.taps * QUAD <= MOST_WEIGHTS &&
-                      sp_requantizes(records, d->size, n);
-    uint32_t done = 0;
-    for (; fits && done + QUAD <= n; done += QUAD) {
-        quad(d, records + done * d->size, bias ? bias + done : NULL, first + done);
+    if (d->multiplier != 1 || d->k.taps * QUAD > MOST_WEIGHTS || n < QUAD ||
+        !sp_requantizes(records, d->size, n)) {
+        sp_depthwise_block_plain(d, records, bias, first, n);
+        return;
     }
-    if (done < n) {
-        sp_depthwise_block_plain(d, records + done * d->size, bias ? bias + done : NULL,
-                                 first + done, n - done);
+    for (uint32_t i = 0; i < n; i += QUAD) {
+        i = umin32(i, n - QUAD); // the last ones may be done again
+        quad(d, records + i * d->size, bias ? bias + i : NULL, first + i);
     }
 }

@@ -2,47 +2,48 @@
 
 #include "xtensawin.h"
 
-enum { CHUNK = 32, QUAD = 4 }; // channels
+enum { CHUNK = 48 }; // channels
 
 static bool is_single(const window_t *k, const tensor_t *x, const tensor_t *y) {
     return k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->top == 0 && k->left == 0 &&
            x->h == y->h && x->w == y->w;
 }
 
-// packed[i][p] = g[p][i] for n channels of three pixels, and zeros up to a multiple of four.
+// packed[i][p] = g[p][i] for n channels of four pixels, and zeros up to a multiple of four.
 static void pack(int16_t *packed, const int16_t *g, uint32_t channels, uint32_t n) {
-    const int16_t *g1 = g + channels, *g2 = g1 + channels;
-    for (uint32_t i = 0; i < n; ++i, packed += TRIO) {
+    const int16_t *g1 = g + channels, *g2 = g1 + channels, *g3 = g2 + channels;
+    for (uint32_t i = 0; i < n; ++i, packed += QUAD) {
         packed[0] = g[i];
         packed[1] = g1[i];
         packed[2] = g2[i];
+        packed[3] = g3[i];
     }
-    for (; n & 3; ++n, packed += TRIO) {
-        packed[0] = packed[1] = packed[2] = 0;
+    for (; n & 3; ++n, packed += QUAD) {
+        packed[0] = packed[1] = packed[2] = packed[3] = 0;
     }
 }
 
-__attribute__((noinline)) static uint32_t trios(const conv_grad_t *c, const uint8_t *records,
+__attribute__((noinline)) static uint32_t quads(const conv_grad_t *c, const uint8_t *records,
                                                 uint32_t first, uint32_t n) {
     const uint32_t pixels = (uint32_t)(c->g.h * c->g.w), channels = (uint32_t)c->g.c;
     const uint32_t outputs = (uint32_t)c->dx.c;
-    const int32_t zero[2 * TRIO] = {0};
-    int32_t sum[BLOCK + 1][TRIO]; // of an odd number of rows, the last one's are done twice
-    int16_t packed[CHUNK * TRIO];
+    const int32_t zero[BLOCK] = {0};
+    int32_t sum[BLOCK][QUAD];
+    int16_t packed[CHUNK * QUAD];
     uint32_t seen = 0;
-    for (uint32_t pixel = 0; pixel < pixels; pixel += TRIO) {
-        pixel = umin32(pixel, pixels - TRIO); // the last pixels may be done again
+    for (uint32_t pixel = 0; pixel < pixels; pixel += QUAD) {
+        pixel = umin32(pixel, pixels - QUAD); // the last pixels may be done again
         for (uint32_t from = 0; from < channels; from += CHUNK) {
             const uint32_t length = umin32(channels - from, CHUNK);
             pack(packed, (const int16_t *)c->g.data + pixel * channels + from, channels, length);
-            const int8_t *w = (const int8_t *)records + from;
-            for (uint32_t i = 0; i < n; i += 2, w += 2 * c->size) {
-                sp_dot_two(packed, w, i + 1 < n ? w + c->size : w, round4(length),
-                           from ? sum[i] : zero, sum[i]);
-            }
+            dot_t d = {packed,     (const int8_t *)records + from,
+                       c->size,    round4(length),
+                       (int32_t)n, from ? NULL : zero,
+                       sum[0]};
+            sp_dot_quads(&d);
         }
         int16_t *d = (int16_t *)c->dx.data + pixel * outputs + first;
-        for (uint32_t p = 0; p < TRIO; ++p, d += outputs) {
+        for (uint32_t p = 0; p < QUAD; ++p, d += outputs) {
             for (uint32_t i = 0; i < n; ++i) {
                 const int32_t v = sum[i][p];
                 seen |= magnitude32(v);
@@ -55,8 +56,8 @@ __attribute__((noinline)) static uint32_t trios(const conv_grad_t *c, const uint
 
 uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, uint32_t first,
                                   uint32_t n) {
-    if (is_single(&c->k, &c->dx, &c->g) && c->g.h * c->g.w >= TRIO && (c->size & 3) == 0) {
-        return trios(c, records, first, n);
+    if (is_single(&c->k, &c->dx, &c->g) && c->g.h * c->g.w >= QUAD && (c->size & 3) == 0) {
+        return quads(c, records, first, n);
     }
     return sp_conv_input_grad_block_plain(c, records, first, n);
 }

@@ -22,24 +22,34 @@ static inline int32_t mul16(int32_t a, int32_t b) {
     return x;
 }
 
-enum { TRIO = 3 }; // pixels that go together
+enum { QUAD = 4 }; // pixels that go together
 
-// sum[r][p] = from[r][p] + x[p] . w[r] for two rows of weights; x [n][3], n a multiple of 4
-void sp_dot_two(const int16_t *x, const int8_t *w0, const int8_t *w1, uint32_t n,
-                const int32_t *from, int32_t *sum);
+// Rows of weights times four pixels, two rows at a time.
+typedef struct {
+    const int16_t *x;    // [length][QUAD]
+    const int8_t *w;     // the first of the rows, which moves on
+    uint32_t size;       // bytes from one to the next
+    uint32_t length;     // a multiple of 4
+    int32_t n;           // rows left; of an odd number the last one's are done twice
+    const int32_t *from; // what the sums begin with, one for each row; NULL: the sums so far
+    int32_t *sum;        // [n rounded up to 2][QUAD]
+} dot_t;
+// sum[r][p] = from[r] + x[p] . w[r]
+void sp_dot_quads(dot_t *d);
 
-// Sums of n channels, three pixels each, become int8 values: value p of channel i goes to
-// y[i + p * pixel]. The sums become the values before they are limited.
+// Sums of n channels, four pixels each, become int8 values: value p of channel i goes to
+// y[i + p * pixel]. With `keep` the sums become the values before they are limited.
 typedef struct {
     int32_t zero_point, low, high;
     uint32_t pixel, size; // from a pixel of y to the next, of a record
+    uint32_t keep;
 } requantize_t;
-void sp_requantize_trios(int32_t *sum, const record_t *records, int8_t *y, uint32_t n,
+void sp_requantize_quads(int32_t *sum, const record_t *records, int8_t *y, uint32_t n,
                          const requantize_t *r);
-// Whether that can be: multipliers of 0, or above and shifts from -31 to -1.
+// Whether that can be: multipliers of 0, or above and shifts from -31 to -2.
 bool sp_requantizes(const uint8_t *records, uint32_t size, uint32_t n);
 
-// Keeps in the mask which of n channels' values v[0], v[3], ... lie inside the limits.
+// Keeps in the mask which of n channels' values v[0], v[4], ... lie inside the limits.
 void sp_keep(const output_t *out, uint32_t e, const int32_t *v, uint32_t n);
 
 #endif
