@@ -249,7 +249,7 @@ static int32_t width_of(const window_t *k, int32_t rows) {
 }
 
 // For channels with a weight of -128 and kernels that there is no room for.
-static void run_slowly(channel_t *t, uint32_t input) {
+__attribute__((noinline)) static void run_slowly(channel_t *t, uint32_t input) {
     const tensor_t *x = &t->d->x, *y = &t->d->y;
     const window_t *k = &t->d->k;
     for (int32_t oy = 0; oy < y->h; ++oy) {
