@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
@@ -120,7 +120,7 @@ def _zig_version() -> str:
         ) from None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Toolchain:
     """How to compile for one of MicroPython's architectures: clang's target and its flags.
 
@@ -185,7 +185,9 @@ LEAN = (
     "core/execute.c",
     "core/layer.c",
     "core/pool.c",
+    "core/rows.c",
     "core/shape.c",
+    "core/share.c",
     "core/softmax.c",
     "core/stream.c",
     "natmod/shell.c",
@@ -201,17 +203,20 @@ LEAN_ARMV6M = (
     "core/armv6m/pointwise.c",
     "core/armv6m/update.c",
 )
+CORES = "-DSPROUT_CORES=2"  # for RP2040 and RP2350, and for this machine to prove it
 TOOLCHAINS = {
-    "x64": Toolchain("x86_64-linux-musl", ("-O2", "-mcpu=x86_64")),
+    "x64": Toolchain("x86_64-linux-musl", ("-O2", "-mcpu=x86_64", CORES)),
     "armv6m": Toolchain(
-        "thumb-freestanding-eabi", ("-Os", "-mcpu=cortex_m0plus"), "armv6m", LEAN_ARMV6M
+        "thumb-freestanding-eabi", ("-Os", "-mcpu=cortex_m0plus", CORES), "armv6m", LEAN_ARMV6M
     ),
     "armv7m": Toolchain("thumb-freestanding-eabi", ("-Os", "-mcpu=cortex_m3"), "", LEAN),
-    "armv7emsp": Toolchain(ARM_HARD_FLOAT, ("-Os", "-mcpu=cortex_m4+vfp4d16sp"), "armv7em", LEAN),
+    "armv7emsp": Toolchain(
+        ARM_HARD_FLOAT, ("-Os", "-mcpu=cortex_m4+vfp4d16sp", CORES), "armv7em", LEAN
+    ),
     "armv7emdp": Toolchain(ARM_HARD_FLOAT, ("-Os", "-mcpu=cortex_m7"), "armv7em", LEAN),
     "rv32imc": Toolchain(
         "riscv32-freestanding-none",
-        ("-Os", "-mcpu=generic_rv32+m+c+a-f-d", "-mabi=ilp32"),
+        ("-Os", "-mcpu=generic_rv32+m+c+a-f-d", "-mabi=ilp32", CORES),
         "rv32imc",
         LEAN,
     ),
@@ -289,7 +294,7 @@ def find_names(files: Sequence[Path]) -> list[str]:
     return sorted(names)
 
 
-def compile_objects(sources: Sequence[Path], arch: str, folder: Path) -> list[Path]:
+def compile_objects(sources: Sequence[Path], toolchain: Toolchain, folder: Path) -> list[Path]:
     """Compiles C files for one architecture into a folder, which holds `mp_names.h`."""
     flags = list(WARNINGS)
     for include in (folder, NATMOD, CORE):
@@ -297,7 +302,7 @@ def compile_objects(sources: Sequence[Path], arch: str, folder: Path) -> list[Pa
     objects = []
     for i, source in enumerate(sources):
         objects.append(folder / f"{i}-{source.stem}.o")
-        ALL_TOOLCHAINS[arch].compile(source, [*flags, "-o", objects[-1]])
+        toolchain.compile(source, [*flags, "-o", objects[-1]])
     return objects
 
 
@@ -325,14 +330,17 @@ def link_image(objects: Sequence[Path], arch: str, folder: Path) -> mpy.Image:
     return mpy.make_image(links[0], links[1], toolchain.relocates)
 
 
-def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
+def build_module(sources: Sequence[Path], arch: str, out: Path, lean: bool = True) -> Path:
     """Builds C files, one of which defines `mpy_entry`, as the native module `out`; returns `out`.
 
-    Raises BuildError or mpy.MpyError where the sources cannot become a module.
+    Without `lean` no file is compiled for size alone.  Raises BuildError or
+    mpy.MpyError where the sources cannot become a module.
     """
     if arch not in ALL_TOOLCHAINS:
         raise BuildError(f"no toolchain for {arch!r}: choose one of {', '.join(ALL_TOOLCHAINS)}")
     toolchain = ALL_TOOLCHAINS[arch]
+    if not lean:
+        toolchain = dataclasses.replace(toolchain, lean=())
     sources = [*sources, *toolchain.helpers]
     settings = (arch, toolchain, LANGUAGE, toolchain.common, WARNINGS, toolchain.script)
     digest = _digest(sources, *settings, version=toolchain.version)
@@ -343,7 +351,7 @@ def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
         names = find_names([*sources, NATMOD / "mp_runtime.h"])
         constants = "".join(f"    NAME_{name} = {i},\n" for i, name in enumerate(names))
         (folder / "mp_names.h").write_text(f"// Written by build.py.\nenum {{\n{constants}}};\n")
-        image = link_image(compile_objects(sources, arch, folder), arch, folder)
+        image = link_image(compile_objects(sources, toolchain, folder), arch, folder)
         module = folder / out.name
         module.write_bytes(mpy.write_mpy(image, arch, names))
         # The linked program stays beside the module for its symbols: profiles, disassembly.
@@ -367,7 +375,8 @@ def source_digest(arch: str) -> str:
     """Of everything a prebuilt module is made of: sources, flags, compiler."""
     toolchain = ALL_TOOLCHAINS[arch]
     sources = [*module_sources(arch), *toolchain.helpers]
-    settings = (arch, toolchain, (*LANGUAGE, *toolchain.common), toolchain.script)
+    flags = (*LANGUAGE, *toolchain.common)
+    settings = (arch, toolchain, flags, LEAN_FLAGS, toolchain.script)
     return _digest(sources, *settings, version=toolchain.version, programs=False)
 
 

@@ -17,7 +17,8 @@ import ctypes
 import hashlib
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ STREAM_READ, STREAM_IOCTL, STOP = TABLE_ENTRIES, TABLE_ENTRIES + 1, TABLE_ENTRIE
 NATIVE_INT = 2
 MP_WRITE, MP_RAISE = 2, 4
 VIPER = 4
+# share_t of layer.h: its bytes, and where the words are that the first core writes.
+SHARE, POSTED, SEEN = 384, 12, 24
 
 
 @dataclass(frozen=True)
@@ -149,14 +152,22 @@ def missing(name: str) -> str:
     return Xtensa.missing() if CPUS[name].family == "xtensa" else ""
 
 
-def emulate(name: str, module: Path | None = None, edge: str = "end") -> Machine:
+
+def emulate(
+    name: str, module: Path | None = None, edge: str = "end", halves: bool = False
+) -> Machine:
     """Import a native module, by default the one built from the sources, on a processor.
 
-    Where a program with symbols lies beside it (``.elf``), profiles go by function.
+    Where a program with symbols lies beside it (``.elf``), profiles go by function.  With
+    ``halves`` nets believe in a second core, which never does anything: the one there is does both
+    halves of a layer, one after the other.
     """
     module = module or build.build_natmod(CPUS[name].arch)
     kind = Xtensa if CPUS[name].family == "xtensa" else Processor
-    return kind(name, module, edge)
+    machine = kind(name, module, edge)
+    machine.halves = halves
+    return machine
+
 
 
 class Processor(Machine):
@@ -539,6 +550,8 @@ class Net:
         self.scratch = place("scratch", b.scratch_len if scratch is None else scratch)
         self.accum = place("accumulators", b.accum_len) if accumulate else None
         self.args = place("arguments of run", ctypes.sizeof(Run))
+        present = struct.pack("<I", 1).ljust(SHARE, b"\0")
+        self.share = place("share", present) if self.cpu.halves else None
         self.pixels = place("pixels", int(np.prod(b.tensors[b.input].shape)))
         self.run = Run()
         self._ask(self.cpu.call("check", self.memory))
@@ -556,6 +569,39 @@ class Net:
                 f"{self.cpu.name}: the core returns {status}, operator {self.run.error_op}, "
                 f"detail {self.run.detail}"
             )
+
+    @property
+    def halved(self) -> int:
+        """How many blocks of channels were done in two halves."""
+        assert self.share
+        return int(struct.unpack_from("<I", self.cpu.read(self.share), POSTED)[0]) // 2
+
+    @contextmanager
+    def saved(self) -> Iterator[list[int]]:
+        """Collect the cycles that a second core would save by doing its halves meanwhile.
+
+        That is the cheaper half of each block of channels; what the cores cost one another on
+        the bus is not in it.
+        """
+        assert self.share
+        at, marks, result = self.share.address, [0], []
+
+        def on_write(uc: Any, access: int, address: int, size: int, value: int, _: Any) -> None:
+            if address - at not in (POSTED, SEEN):
+                return
+            now = self.cpu.count().cycles
+            if address - at == SEEN:
+                result.append(min(marks[1] - marks[0], now - marks[1]))
+            elif value % 2:
+                marks[0] = now
+            else:
+                marks[1:] = [now]
+
+        hook = self.cpu.uc.hook_add(
+            unicorn.UC_HOOK_MEM_WRITE, on_write, begin=at, end=at + SHARE - 1
+        )
+        yield result
+        self.cpu.uc.hook_del(hook)
 
     def set_input(self, x: np.ndarray) -> None:
         """Set the input: int8 values of its shape, or uint8 pixels for the blob's input table."""
@@ -582,7 +628,8 @@ class Net:
         classes = self.blob.n_classes if n_classes is None else n_classes
         run = Run(first, last, mode, label, classes, *rate, seed, step)
         self.cpu.write(self.args, bytes(run))
-        status = self.cpu.call("run", self.memory, self.args)
+        share = [self.share] if self.share else []
+        status = self.cpu.call("run", self.memory, self.args, *share)
         self.run = Run.from_buffer_copy(self.cpu.read(self.args))
         self._ask(status)
         return self.run

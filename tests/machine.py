@@ -80,6 +80,7 @@ class Machine(abc.ABC):
 
     def __init__(self, name: str, edge: str) -> None:
         self.name, self.edge = name, edge
+        self.halves = False  # whether nets believe in a second core
         self._buffers: list[Buffer] = []
 
     @abc.abstractmethod

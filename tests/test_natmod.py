@@ -217,6 +217,12 @@ def test_names_missing_compiler_helpers(tmp_path: Path) -> None:
         build_c(tmp_path, divide, "armv6m")
 
 
+@pytest.mark.parametrize("arch", build.TOOLCHAINS)
+def test_lean_files_are_those_of_the_module(arch: str) -> None:
+    files = {str(path.relative_to(build.HERE)) for path in build._module_sources(arch)}
+    assert set(build.TOOLCHAINS[arch].lean) <= files
+
+
 def test_an_unchanged_module_is_not_built_again(probe: Path) -> None:
     before = probe.stat().st_mtime_ns
     assert build.build_module([PROBE], "x64", probe) == probe

@@ -5,9 +5,11 @@ tests/qemu.py says what that includes), and for the others cycles of the Cortex-
 tests/emulator.py (loads and stores 2, taken branches 2, others 1; code and data in RAM, no flash
 stalls).  A whole inference and a whole training step, operator by operator,
 of mlperf_vww_96_int8 and of mcunet-5fps with the 49 KB plan, beside the same without the kernels
-made for the processor.  Every result is compared with the host engine's.  Channels that nothing
-needs are dropped by the compiler and not counted.  Needs ../shared/models, and for Xtensa what
-`make natmod-xtensawin` installs: without it the others are measured.
+made for the processor.  For an RP2040 also with two cores that share layers: of each the longer
+half counts, without what the cores cost one another on the bus.  Every result is compared with the
+host engine's.  Channels that nothing needs are dropped by the compiler and not counted.  Needs
+../shared/models, and for Xtensa what `make natmod-xtensawin` installs: without it the others are
+measured.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ NETWORKS = {
     "mcunet-5fps.pkl": common.PLAN,
 }
 RATE = rate_parts(0.002)
-SEED = 7
+ARGUMENTS: dict[str, Any] = {"label": 1, "rate": RATE, "seed": 7, "step": 0, "n_classes": 2}
 # Measured in emulators with the same model, see DESIGN.md: CMSIS-NN (with DSP on the M4), esp-nn.
 # (network, processor) -> whole inference, in cycles on the M0+ and in instructions elsewhere.
 OTHERS = {
@@ -94,23 +96,31 @@ def kind_and_macs(blob: Blob, op: BlobOp) -> tuple[str, int]:
 def plain_module(arch: str) -> Path:
     """Build the module without kernels of the architecture's own."""
     sources = [*build.core_sources(), build.NATMOD / "shell.c"]
-    return build.build_module(sources, arch, common.BUILD / "tests" / f"plain_{arch}.mpy")
+    out = common.BUILD / "tests" / f"plain_{arch}.mpy"
+    return build.build_module(sources, arch, out, lean=False)
+
+
+def compile_network(name: str) -> Blob:
+    classes = ["no_person", "person"] if name.endswith(".pkl") else None
+    return compile_model(common.SHARED / "models" / name, NETWORKS[name], classes)
+
+
+def some_input(blob: Blob) -> np.ndarray:
+    shape = blob.tensors[blob.input].shape
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
 def measure(name: str, cpu: str, plain: bool, profile: bool) -> dict[str, Any]:
     """Run an inference and a step of one network on one processor."""
-    classes = ["no_person", "person"] if name.endswith(".pkl") else None
-    blob = compile_model(common.SHARED / "models" / name, NETWORKS[name], classes)
+    blob = compile_network(name)
     data = blob.to_bytes()
     processor = emulate(cpu, plain_module(CPUS[cpu].arch) if plain else None)
     net, engine = Net(data, processor), Engine(data)
-    shape = blob.tensors[blob.input].shape
-    x = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    x = some_input(blob)
     result: dict[str, Any] = {"network": name.rsplit(".", 1)[0], "processor": cpu}
     result["kernels"] = "plain" if plain else "own"
     result["code_bytes"] = len(net.cpu.code)
     result["stack_bytes"] = 0
-    arguments: dict[str, Any] = {"label": 1, "rate": RATE, "seed": SEED, "step": 0, "n_classes": 2}
     for what, mode, last in (
         ("inference", PREDICT, blob.n_forward), ("step", LEARN, len(blob.ops)),
     ):  # fmt: skip
@@ -123,7 +133,7 @@ def measure(name: str, cpu: str, plain: bool, profile: bool) -> dict[str, Any]:
             if op.flags & TRAIN and mode == PREDICT:
                 continue
             net.cpu.reset_count()
-            net.run_ops(i, i + 1, mode, **arguments)
+            net.run_ops(i, i + 1, mode, **ARGUMENTS)
             kind, macs = kind_and_macs(blob, op)
             part = parts.setdefault(kind, Part())
             part.macs += macs
@@ -132,7 +142,7 @@ def measure(name: str, cpu: str, plain: bool, profile: bool) -> dict[str, Any]:
             if profile:
                 for function, count in net.cpu.profile().items():
                     functions[function] = functions.get(function, Count()) + count
-        engine.run_ops(0, last, mode, **arguments)
+        engine.run_ops(0, last, mode, **ARGUMENTS)
         net.cpu.check_surroundings()
         same = net.digest() == engine.digest()
         if mode == PREDICT:
@@ -143,6 +153,24 @@ def measure(name: str, cpu: str, plain: bool, profile: bool) -> dict[str, Any]:
         if profile:
             ranked = sorted(functions.items(), key=lambda item: -item[1].cycles)
             result[what]["functions"] = {k: [v.cycles, v.instructions] for k, v in ranked}
+    if cpu == "cortex-m0" and not plain:
+        result["two_cores"] = two_cores(name, cpu)
+    return result
+
+
+def two_cores(name: str, cpu: str) -> dict[str, int]:
+    """Cycles of an inference and of a step where a second core takes its half of each layer."""
+    blob = compile_network(name)
+    net = Net(blob.to_bytes(), emulate(cpu, halves=True))
+    net.set_input(some_input(blob))
+    result = {}
+    for what, mode, last in (
+        ("inference", PREDICT, blob.n_forward), ("step", LEARN, len(blob.ops)),
+    ):  # fmt: skip
+        net.cpu.reset_count()
+        with net.saved() as saved:
+            net.run_ops(0, last, mode, **ARGUMENTS)
+        result[what] = net.cpu.count().cycles - sum(saved)
     return result
 
 
@@ -183,6 +211,12 @@ def print_result(result: dict[str, Any], plain: dict[str, Any] | None) -> None:
                 other = plain[what]["kernels"].get(kind, plain[what])
                 line += ["", *(millions(other[key]) for key in ("instructions", "cycles"))]
             print(f"  {kind:28}" + "".join(f"{cell:>9}" for cell in line))
+        if "two_cores" in result:
+            cycles = result["two_cores"][what]
+            print(
+                f"  {'':28}two cores (RP2040): {millions(cycles)} M cycles, "
+                f"{whole['cycles'] / cycles:.2f} times as fast (no waiting for the bus)"
+            )
         unit = "cycles" if cpu == "cortex-m0" else "instructions"
         if what == "step":
             ratio = whole[unit] / result["inference"][unit]

@@ -16,5 +16,17 @@ from .net import Net, load  # noqa: E402
 
 gc.threshold(_threshold)
 
-__all__ = ("Net", "load")
+
+def cores(n=None):
+    """Use 1 or 2 cores of an RP2040 or RP2350; returns how many are in use, at first 1.
+
+    With 2 the second core takes half the rows of every large layer, for all nets, with the same
+    results. It needs 4.5 KB of RAM, and nothing else may run there.
+    """
+    from .second import use
+
+    return use(n)
+
+
+__all__ = ("Net", "cores", "load")
 __version__ = "0.1.0"

@@ -20,6 +20,9 @@ if wrong:
     raise ImportError("sprout_core.mpy is %s: %s" % (wrong, needed()))
 
 
+share = None  # what a second core has in common with this one: second.py
+
+
 def code_bytes():
     """Size of sprout_core.mpy, nearly all of it code in RAM; 0 where firmware holds it."""
     try:

@@ -8,7 +8,7 @@ from array import array
 
 from micropython import const
 
-from . import checkpoint
+from . import checkpoint, native
 from .blobfile import HEADER, open_blob, read_at, read_header, read_meta, trouble
 from .native import code_bytes, core
 from .schedule import rate_at, rate_parts
@@ -399,7 +399,8 @@ class Net:
         args[_FIRST] = first
         args[_LAST] = last
         args[_MODE] = mode
-        code = core.run(self._memory, args)
+        share = native.share
+        code = core.run(self._memory, args, share) if share else core.run(self._memory, args)
         if code:
             self._fail(code)
 

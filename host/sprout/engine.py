@@ -43,6 +43,7 @@ class _Memory(ctypes.Structure):
         ("scratch_len", ctypes.c_uint32),
         ("accum", ctypes.c_void_p),
         ("accum_len", ctypes.c_uint32),
+        ("share", ctypes.c_void_p),
     ]
 
     def put(self, name: str, buffer: np.ndarray) -> None:

@@ -6,8 +6,8 @@
 // clang-format off
 void sp_dispatch(exec_t *e, const op_t *op) {
     switch (op->opcode) {
-    case 1: sp_conv(e, op); break;
-    case 2: sp_depthwise(e, op); break;
+    case CONV: sp_layer(e, op); break;
+    case DEPTHWISE: sp_layer(e, op); break;
     case 3: sp_add(e, op); break;
     case 4: sp_average_pool(e, op); break;
     case 5: sp_max_pool(e, op); break;
@@ -19,8 +19,8 @@ void sp_dispatch(exec_t *e, const op_t *op) {
     case 11: sp_stream(e, op); break;
     case 32: sp_cross_entropy(e, op); break;
     case 33: sp_scale_grad(e, op); break;
-    case 34: sp_conv_input_grad(e, op); break;
-    case 35: sp_depthwise_input_grad(e, op); break;
+    case CONV_GRAD: sp_layer(e, op); break;
+    case DEPTHWISE_GRAD: sp_layer(e, op); break;
     case 36: sp_bias_update(e, op); break;
     case 37: sp_conv_weight_update(e, op); break;
     case 38: sp_depthwise_weight_update(e, op); break;

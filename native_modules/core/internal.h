@@ -12,7 +12,8 @@
 #include "sprout.h"
 
 enum { NONE = 0xffff };
-enum { ONLY_TRAIN = 1, ONLY_INFER = 2, MEMBER = 4 }; // operator flags
+enum { ONLY_TRAIN = 1, ONLY_INFER = 2, MEMBER = 4 };                   // operator flags
+enum { CONV = 1, DEPTHWISE = 2, CONV_GRAD = 34, DEPTHWISE_GRAD = 35 }; // opcodes of layers
 enum { INT8 = 0, INT16 = 1, INT32 = 2, BITS = 3 };
 
 // Channels that a kernel works on at a time: their sums and multipliers are on the stack.
@@ -219,8 +220,8 @@ void sp_dispatch(exec_t *e, const op_t *op);
 
 // The operators; execute.c has one row for each.
 typedef void kernel_t(exec_t *e, const op_t *op);
-kernel_t sp_conv, sp_conv_input_grad, sp_depthwise, sp_depthwise_input_grad;   // layer.c
-kernel_t sp_add, sp_add_grads;                                                 // add.c
+kernel_t sp_layer;             // layer.c: those of layers
+kernel_t sp_add, sp_add_grads; // add.c
 kernel_t sp_average_pool, sp_average_pool_grad, sp_max_pool, sp_max_pool_grad; // pool.c
 kernel_t sp_mean, sp_mean_grad;                                                // mean.c
 kernel_t sp_pad, sp_pad_grad, sp_gather;                                       // shape.c

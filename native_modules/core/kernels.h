@@ -16,11 +16,11 @@
 
 typedef struct {
     tensor_t x, y;
-    output_t out;
     window_t k;
     uint32_t size;       // of a record
     uint32_t multiplier; // output channels per input channel of a depthwise layer
-    bool single;         // rounds once
+    output_t out;
+    bool single; // rounds once
 } conv_t;
 
 // y[.., first : first + n] from the records of those n <= BLOCK channels; bias [n], or NULL for
@@ -30,9 +30,9 @@ typedef void conv_block_t(const conv_t *c, const uint8_t *records, const int32_t
 conv_block_t sp_conv_block, sp_conv_block_plain;
 
 typedef struct {
-    tensor_t g, dx;
+    tensor_t g, dx; // begins like a conv_t, so that layer.c can set both alike
     window_t k;
-    uint32_t size; // of a record
+    uint32_t size;
     uint32_t multiplier;
     int32_t shift;
 } conv_grad_t;
@@ -62,6 +62,11 @@ depthwise_block_t sp_depthwise_block, sp_depthwise_block_plain;
 typedef conv_grad_t depthwise_grad_t;
 typedef conv_grad_block_t depthwise_grad_block_t;
 depthwise_grad_block_t sp_depthwise_input_grad_block, sp_depthwise_input_grad_block_plain;
+
+// Narrows a layer, depthwise or not, to rows of y or of dx (rows.c). With a mask the first of them
+// starts a byte of it.
+void sp_conv_rows(conv_t *c, int32_t first, int32_t rows);
+void sp_conv_grad_rows(conv_grad_t *c, int32_t first, int32_t rows);
 
 // sum [kh, kw, n], the gradient of the weights of output channel `o` from input channels `first`
 // to first + n of x; g is (P, Q, O).

@@ -2,23 +2,7 @@
 // share. One binds its operands, brings the records tile by tile and runs a kernel on blocks of
 // channels.
 
-#include "kernels.h"
-
-typedef struct {
-    bool depthwise, backward;
-    bool keep;     // what replaces g
-    uint8_t block; // channels that a kernel takes
-    union {
-        conv_t forward;
-        conv_grad_t backward;
-    } as;
-    records_t records;
-    list_t list;           // channels with trained weights
-    const int8_t *trained; // NULL: none
-    const int32_t *bias;   // NULL: those of the records
-    uint32_t taps, width;  // of the window; weights per tap of a record
-    int16_t *room;         // NULL: the gradient of the input does not take the place of g
-} layer_t;
+#include "layer.h"
 
 // How many channels of a depthwise layer a kernel takes.
 static uint32_t block_of(uint32_t taps) {
@@ -40,12 +24,13 @@ static uint32_t groups_of(exec_t *e, const tensor_t *many, const tensor_t *few,
 __attribute__((noinline)) static void overlay(const layer_t *l, uint8_t *records, uint32_t size,
                                               uint32_t first, uint32_t count) {
     const uint32_t n = (uint32_t)l->list.n;
+    const uint32_t taps = (uint32_t)l->as.forward.k.taps;
     const uint16_t *channel = l->list.channel;
-    const int8_t *trained = l->trained + first * l->taps * n;
+    const int8_t *trained = l->trained + first * taps * n;
     for (; count--; records += size) {
         record_t *record = (record_t *)(void *)records;
         int8_t *w = record->weight;
-        for (uint32_t tap = 0; tap < l->taps; ++tap, w += l->width) {
+        for (uint32_t tap = 0; tap < taps; ++tap, w += l->as.forward.x.c) {
             for (uint32_t j = 0; j < n; ++j) {
                 w[channel ? channel[j] : j] = *trained++;
             }
@@ -62,7 +47,8 @@ __attribute__((noinline)) static void overlay(const layer_t *l, uint8_t *records
 // weights [list.n, taps]. Gradient of other layers: [outputs, taps, list.n], transposed.
 __attribute__((noinline)) static void
 overlay_listed(const layer_t *l, uint8_t *records, uint32_t size, uint32_t first, uint32_t count) {
-    const uint32_t n = (uint32_t)l->list.n, head = l->depthwise ? sizeof(record_t) : 0;
+    const uint32_t n = (uint32_t)l->list.n, taps = (uint32_t)l->as.backward.k.taps;
+    const uint32_t head = l->depthwise ? sizeof(record_t) : 0;
     for (uint32_t j = 0; j < n; ++j) {
         const uint32_t c = (l->list.channel ? l->list.channel[j] : j) - first;
         if (c >= count) { // below `first` too
@@ -70,12 +56,12 @@ overlay_listed(const layer_t *l, uint8_t *records, uint32_t size, uint32_t first
         }
         int8_t *w = (int8_t *)records + c * size + head;
         if (l->depthwise) {
-            sp_copy(w, l->trained + j * l->taps, l->taps);
+            sp_copy(w, l->trained + j * taps, taps);
             continue;
         }
-        for (uint32_t tap = 0; tap < l->taps; ++tap) {
+        for (uint32_t tap = 0; tap < taps; ++tap) {
             const int8_t *from = l->trained + tap * n + j;
-            for (const int8_t *end = w + l->width; w < end; from += l->taps * n) {
+            for (const int8_t *end = w + l->as.backward.g.c; w < end; from += taps * n) {
                 *w++ = *from;
             }
         }
@@ -83,40 +69,42 @@ overlay_listed(const layer_t *l, uint8_t *records, uint32_t size, uint32_t first
 }
 
 // A depthwise gradient in the place of g, whose shape it has: by way of `room` [h, w, n].
-__attribute__((noinline)) static uint32_t overwrite_block(const layer_t *l, const uint8_t *records,
-                                                          uint32_t first, uint32_t n) {
+__attribute__((noinline)) static uint32_t overwrite_block(const layer_t *l, const block_t *b) {
     depthwise_grad_t part = l->as.backward;
     const int16_t *from = l->room;
-    int16_t *to = (int16_t *)part.g.data + first;
+    int16_t *to = (int16_t *)part.g.data + b->first;
     part.g.data = to;
     part.dx.data = l->room;
-    part.dx.c = (int32_t)n;
-    const uint32_t seen = sp_depthwise_input_grad_block(&part, records, 0, n);
-    for (uint32_t i = part.g.n; l->keep && i; i -= (uint32_t)part.g.c, to += part.g.c, from += n) {
-        sp_copy(to, from, n * 2);
+    part.dx.c = (int32_t)b->n;
+    const uint32_t seen = sp_depthwise_input_grad_block(&part, b->records, 0, b->n);
+    for (uint32_t i = part.g.n; l->keep && i; i -= (uint32_t)part.g.c, to += part.g.c) {
+        sp_copy(to, from, b->n * 2);
+        from += b->n;
     }
     return seen;
 }
 
-static uint32_t run_block(const layer_t *l, const uint8_t *records, const int32_t *bias,
-                          uint32_t first, uint32_t n) {
+uint32_t sp_layer_block(const layer_t *l, const block_t *b) {
+    const conv_t *c = &l->as.forward;
+    const conv_grad_t *d = &l->as.backward;
     if (l->room) {
-        return overwrite_block(l, records, first, n);
+        return overwrite_block(l, b);
     }
     if (l->backward) {
-        return l->depthwise ? sp_depthwise_input_grad_block(&l->as.backward, records, first, n)
-                            : sp_conv_input_grad_block(&l->as.backward, records, first, n);
+        return l->depthwise ? sp_depthwise_input_grad_block(d, b->records, b->first, b->n)
+                            : sp_conv_input_grad_block(d, b->records, b->first, b->n);
     }
     if (l->depthwise) {
-        sp_depthwise_block(&l->as.forward, records, bias, first, n);
+        sp_depthwise_block(c, b->records, b->bias, b->first, b->n);
     } else {
-        sp_conv_block(&l->as.forward, records, bias, first, n);
+        sp_conv_block(c, b->records, b->bias, b->first, b->n);
     }
     return 0;
 }
 
-// All channels; `seen` gathers what the kernels return. False: reading failed.
-static bool run_tiles(exec_t *e, const layer_t *l, uint32_t *seen) {
+// All channels, with a share in half of the rows; `seen` gathers what the kernels return. False:
+// reading failed.
+static bool run_tiles(exec_t *e, const layer_t *l, share_t *share, uint32_t *seen) {
     const uint32_t n = l->records.n, size = l->records.size;
     *seen = 0;
     for (uint32_t first = 0, count; first < n; first += count) {
@@ -130,8 +118,9 @@ static bool run_tiles(exec_t *e, const layer_t *l, uint32_t *seen) {
             overlay_listed(l, tile, size, first, count);
         }
         for (uint32_t i = 0; i < count; i += l->block) {
-            *seen |= run_block(l, tile + i * size, l->bias ? l->bias + first + i : NULL, first + i,
-                               umin32(count - i, l->block));
+            const block_t block = {tile + i * size, l->bias ? l->bias + first + i : NULL,
+                                   first + i, umin32(count - i, l->block)};
+            *seen |= share ? sp_share_block(share, l, &block) : sp_layer_block(l, &block);
         }
     }
     return true;
@@ -143,7 +132,7 @@ __attribute__((noinline)) static void bind(exec_t *e, const op_t *op, layer_t *l
     conv_t *const c = &l->as.forward;
     conv_grad_t *const d = &l->as.backward;
     tensor_t *const in = backward ? &d->dx : &c->x, *const out = backward ? &d->g : &c->y;
-    window_t *const k = backward ? &d->k : &c->k;
+    window_t *const k = &c->k; // and that of d
     if (backward) {
         *out = sp_bind_gradient(e, op, 0);
         *in = sp_bind_gradient(e, op, 1);
@@ -156,10 +145,9 @@ __attribute__((noinline)) static void bind(exec_t *e, const op_t *op, layer_t *l
     *k = sp_bind_window(e, op);
     const uint32_t multiplier = depthwise ? groups_of(e, out, in, k) : 1;
     const uint32_t taps = (uint32_t)k->taps, outputs = (uint32_t)out->c, inputs = (uint32_t)in->c;
-    l->taps = taps;
-    l->width = depthwise ? 1 : backward ? outputs : inputs;
+    const uint32_t width = depthwise ? 1 : backward ? outputs : inputs; // of a tap
     const uint32_t head = backward && !depthwise ? 0 : sizeof(record_t);
-    const uint32_t size = size_add(head, round4(size_mul(taps, l->width)));
+    const uint32_t size = size_add(head, round4(size_mul(taps, width)));
     const uint32_t unit = backward ? multiplier : 1; // a block of the gradient has whole groups
     l->block = (uint8_t)(depthwise ? divide(block_of(taps), unit) * unit : BLOCK);
     const int32_t p = backward ? 2 : 4; // parameters: records, trained weights, ...
@@ -177,12 +165,9 @@ __attribute__((noinline)) static void bind(exec_t *e, const op_t *op, layer_t *l
     const uint32_t listed = (uint32_t)l->list.n;
     l->trained = sp_bind_trained(e, op, p + 1, depthwise ? listed : outputs,
                                  depthwise ? taps : size_mul(taps, listed));
-    if (backward) {
-        d->size = size;
-        d->multiplier = multiplier;
-    } else {
-        c->size = size;
-        c->multiplier = multiplier;
+    c->size = size;
+    c->multiplier = multiplier;
+    if (!backward) {
         l->bias = sp_bind_trained(e, op, 6, n, sizeof(int32_t));
     }
     uint32_t plane = 0; // bytes of a channel that cannot be in its place yet
@@ -203,30 +188,30 @@ __attribute__((noinline)) static void bind(exec_t *e, const op_t *op, layer_t *l
     }
 }
 
-static void run_layer(exec_t *e, const op_t *op, bool depthwise, bool backward) {
-    layer_t l = {.depthwise = depthwise, .backward = backward};
+void sp_layer(exec_t *e, const op_t *op) {
+    layer_t l = {.depthwise = op->opcode == DEPTHWISE || op->opcode == DEPTHWISE_GRAD,
+                 .backward = op->opcode == CONV_GRAD || op->opcode == DEPTHWISE_GRAD};
     conv_grad_t *const d = &l.as.backward;
     bind(e, op, &l);
     if (sp_stop(e)) {
         return;
     }
-    if (backward && is_zero(&d->g)) {
+    if (l.backward && is_zero(&d->g)) {
         sp_store_zero(&d->dx);
         return;
     }
     uint32_t seen;
-    if (l.room && run_tiles(e, &l, &seen)) { // g can be read once: the shift has to be right
+    if (l.room && run_tiles(e, &l, NULL, &seen)) { // g can be read once: the shift has to be right
         d->shift = max32(d->shift, bitlen32(seen) - GRAD_BITS);
         l.keep = true;
     }
-    while (run_tiles(e, &l, &seen) && backward && !sp_settle(e, &d->g, &d->dx, seen, &d->shift)) {
+    share_t *share = SPROUT_CORES == 2 && !l.room ? sp_share(e->memory->share, &l) : NULL;
+    while (run_tiles(e, &l, share, &seen)) {
+        if (!l.backward || sp_settle(e, &d->g, &d->dx, seen, &d->shift)) {
+            return;
+        }
+        if (share) {
+            share->second.as.backward.shift = d->shift;
+        }
     }
 }
-
-void sp_conv(exec_t *e, const op_t *op) { run_layer(e, op, false, false); }
-
-void sp_depthwise(exec_t *e, const op_t *op) { run_layer(e, op, true, false); }
-
-void sp_conv_input_grad(exec_t *e, const op_t *op) { run_layer(e, op, false, true); }
-
-void sp_depthwise_input_grad(exec_t *e, const op_t *op) { run_layer(e, op, true, true); }

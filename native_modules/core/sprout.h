@@ -35,6 +35,13 @@ enum {
 // Reads `length` bytes at `offset` of the blob file into `dst`; 0 where it succeeds.
 typedef int32_t (*sprout_read_t)(void *ctx, uint32_t offset, void *dst, uint32_t length);
 
+// Cores that may share a layer. 2 only for processors whose other core can run C code.
+#ifndef SPROUT_CORES
+#define SPROUT_CORES 1
+#endif
+
+enum { SPROUT_SHARE = 384 };
+
 // The buffers of a net. All start at multiples of 4 and none overlaps another.
 typedef struct {
     const uint8_t *blob; // the whole file, where memory holds it, else NULL
@@ -51,6 +58,7 @@ typedef struct {
     uint32_t scratch_len;
     uint8_t *accum; // NULL: updates go straight to the parameters
     uint32_t accum_len;
+    void *share; // SPROUT_SHARE bytes, zeros at first, of a second core's sprout_assist; or NULL
 } sprout_memory_t;
 
 enum {
@@ -76,6 +84,11 @@ int32_t sprout_check(const sprout_memory_t *memory);
 
 // Runs a range of operators; each is checked right before.
 int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run);
+
+// For another core or thread: does parts of what sprout_run does with the same `share`, until
+// sprout_dismiss. Its stack has to hold 2 KB. Results are the same with and without it.
+void sprout_assist(void *share);
+void sprout_dismiss(void *share);
 
 // Moves what the accumulators hold, rounded to whole LSBs, into the parameters.
 int32_t sprout_apply(const sprout_memory_t *memory);

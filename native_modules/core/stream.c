@@ -9,7 +9,7 @@
 // What is on the stack of these is not there while an operator runs.
 #define APART __attribute__((noinline))
 
-enum { CONV = 1, DEPTHWISE = 2, ADD = 3, AVERAGE_POOL = 4, MAX_POOL = 5, REQUANTIZE = 10 };
+enum { ADD = 3, MAX_POOL = 5, REQUANTIZE = 10 };
 // Of a member: p10 says which operand comes from which member, 16 bits each; p11 how many rows it
 // gives at a time.
 enum { SOURCES = 10, AT_A_TIME = 11, NO_MEMBER = -1 };

@@ -56,6 +56,7 @@ static void get_memory(const mp_module_t *mp, mp_obj_t tuple, sprout_memory_t *m
     memory->scratch_len = (uint32_t)buffer.size;
     memory->accum = NULL;
     memory->accum_len = 0;
+    memory->share = NULL;
     if (items[0] != mp_none(mp)) {
         buffer = mp_get_buffer(mp, items[0], MP_WRITE);
         memory->accum = buffer.data;
@@ -64,9 +65,9 @@ static void get_memory(const mp_module_t *mp, mp_obj_t tuple, sprout_memory_t *m
 }
 
 // An array('i') of at least n items.
-static int32_t *get_words(const mp_module_t *mp, mp_obj_t object, size_t n) {
+static void *get_words(const mp_module_t *mp, mp_obj_t object, size_t n) {
     const mp_buffer_t buffer = mp_get_buffer(mp, object, MP_WRITE);
-    if (buffer.size / sizeof(int32_t) < n || (uintptr_t)buffer.data % sizeof(int32_t) != 0) {
+    if (buffer.size / sizeof(int32_t) < n || (uintptr_t)buffer.data % sizeof(void *) != 0) {
         mp_raise(mp, QSTR(ValueError), "the array('i') of this call is too short");
     }
     return buffer.data;
@@ -81,12 +82,19 @@ MP_FUNCTION(check) {
     return mp_new_int(mp, sprout_check(&memory));
 }
 
-// run(memory, args): args is an array('i') in the order of sprout_run_t, results included
+static void *get_share(const mp_module_t *mp, mp_obj_t object) {
+    return get_words(mp, object, SPROUT_SHARE / sizeof(int32_t));
+}
+
+// run(memory, args[, share]): args is an array('i') in the order of sprout_run_t, results included
 MP_FUNCTION(run) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 2);
+    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 1 + SPROUT_CORES);
     sprout_memory_t memory;
     file_t file;
     get_memory(mp, args[0], &memory, &file);
+    if (n_args > 2) {
+        memory.share = get_share(mp, args[2]);
+    }
     void *run = get_words(mp, args[1], sizeof(sprout_run_t) / sizeof(int32_t));
     return mp_new_int(mp, sprout_run(&memory, run));
 }
@@ -123,6 +131,19 @@ MP_FUNCTION(probabilities) {
     return mp_new_int(mp, sprout_probabilities(&memory, (int32_t)n, p0, out));
 }
 
+// assist(share, stay): to be run by a second core, which returns after assist(share, False) of the
+// first. share is an array('i') of zeros.
+MP_FUNCTION(assist) {
+    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 2);
+    void *share = get_share(mp, args[0]);
+    if (mp_is_true(mp, args[1])) {
+        sprout_assist(share);
+    } else {
+        sprout_dismiss(share);
+    }
+    return mp_none(mp);
+}
+
 // Runs when the module is imported.
 MP_ENTRY {
     (void)n_args, (void)n_kw, (void)args;
@@ -134,5 +155,8 @@ MP_ENTRY {
     mp_store_function(mp, QSTR(apply), apply);
     mp_store_function(mp, QSTR(set_input), set_input);
     mp_store_function(mp, QSTR(probabilities), probabilities);
+    if (SPROUT_CORES == 2) {
+        mp_store_function(mp, QSTR(assist), assist);
+    }
     return mp_none(mp);
 }
