@@ -202,6 +202,9 @@ LEAN_ARMV6M = (
     "core/armv6m/gradient.c",
     "core/armv6m/pointwise.c",
     "core/armv6m/update.c",
+    "core/depthwise.c",
+    "core/add.c",
+    "core/scale.c",
 )
 CORES = "-DSPROUT_CORES=2"  # for RP2040 and RP2350, and for this machine to prove it
 TOOLCHAINS = {

@@ -9,6 +9,13 @@
 
 #include "../kernels.h"
 
+// Where size counts more than time.
+#if defined(__clang__)
+#define SMALL __attribute__((minsize))
+#else
+#define SMALL
+#endif
+
 #define NAKED __attribute__((naked, noinline))
 #pragma GCC diagnostic ignored "-Wunused-parameter" // of those functions
 
