@@ -2,6 +2,7 @@
 // their sums in registers and their weights turned round and widened to 16 bits.
 
 #include "xtensawin.h"
+#ifdef FITS
 
 enum { QUAD = 4, MOST_WEIGHTS = 320 };
 
@@ -195,3 +196,5 @@ void sp_depthwise_block(const depthwise_t *d, const uint8_t *records, const int3
                                  first + done, n - done);
     }
 }
+
+#endif

@@ -6,6 +6,7 @@
 // by 2**n that rounds halves away from zero is ((v - (v < 0) >> n - 1) + 1) >> 1.
 
 #include "xtensawin.h"
+#ifdef FITS
 
 _Static_assert(offsetof(record_t, multiplier) == 4, "sp_requantize_trios has another record_t");
 _Static_assert(offsetof(record_t, shift) == 8, "sp_requantize_trios has another record_t");
@@ -89,3 +90,5 @@ void sp_keep(const output_t *out, uint32_t e, const int32_t *v, uint32_t n) {
     }
     *byte = (uint8_t)bits;
 }
+
+#endif
