@@ -35,6 +35,7 @@ from native_modules import mpy
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
 CORE = HERE / "core"
+SHELL = HERE / "shell"
 NATMOD = HERE / "natmod"
 PREBUILT = HERE / "prebuilt"
 XTENSA_TOOLS = BUILD / "xtensa" / "bin"
@@ -191,7 +192,7 @@ def _digest(
 ) -> str:
     """Of the files, the headers beside them, the settings, the compiler (Zig, or another's
     `version`) and, where `programs`, this program."""
-    folders = {NATMOD, *(file.parent for file in files)}
+    folders = {NATMOD, SHELL, *(file.parent for file in files)}
     headers = {header for folder in folders for header in folder.glob("*.h")}
     result = hashlib.sha256(repr((settings, version or _zig_version())).encode())
     tools = [HERE / "build.py", HERE / "mpy.py"] if programs else []
@@ -258,7 +259,7 @@ def find_names(files: Sequence[Path]) -> list[str]:
 def compile_objects(sources: Sequence[Path], arch: str, folder: Path) -> list[Path]:
     """Compiles C files for one architecture into a folder, which holds `mp_names.h`."""
     flags = list(WARNINGS)
-    for include in (folder, NATMOD, CORE):
+    for include in (folder, NATMOD, SHELL):
         flags += ["-I", str(include)]
     objects = []
     for i, source in enumerate(sources):
@@ -319,8 +320,7 @@ def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
 
 
 def _module_sources(arch: str) -> list[Path]:
-    shell = sorted(file for file in NATMOD.glob("*.c") if file.name != "libc.c")
-    return [*core_sources(ALL_TOOLCHAINS[arch].kernels), *shell]
+    return [*core_sources(ALL_TOOLCHAINS[arch].kernels), SHELL / "shell.c"]
 
 
 def build_natmod(arch: str, out: Path | None = None) -> Path:
