@@ -1,6 +1,6 @@
 """Builds the C core: as a native module for a board, or as a shared library for this machine.
 
-    python native_modules/build.py natmod --arch x64 [-o build/sprout_core_x64.mpy]
+    python native_modules/build.py natmod --arch x64 [--for BLOB ...] [-o OUT.mpy]
     python native_modules/build.py prebuilt [--arch xtensawin]
     python native_modules/build.py host [-o build/libsprout.so]
 
@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 # Run as a program, this file's folder is on the path and the checkout is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -38,6 +39,7 @@ CORE = HERE / "core"
 SHELL = HERE / "shell"
 NATMOD = HERE / "natmod"
 PREBUILT = HERE / "prebuilt"
+HEADER_BYTES, OPERATOR_BYTES = 128, 64  # of a blob
 XTENSA_TOOLS = BUILD / "xtensa" / "bin"
 
 
@@ -256,9 +258,11 @@ def find_names(files: Sequence[Path]) -> list[str]:
     return sorted(names)
 
 
-def compile_objects(sources: Sequence[Path], arch: str, folder: Path) -> list[Path]:
+def compile_objects(
+    sources: Sequence[Path], arch: str, folder: Path, defines: Sequence[str] = ()
+) -> list[Path]:
     """Compiles C files for one architecture into a folder, which holds `mp_names.h`."""
-    flags = list(WARNINGS)
+    flags = [*WARNINGS, *defines]
     for include in (folder, NATMOD, SHELL):
         flags += ["-I", str(include)]
     objects = []
@@ -292,7 +296,9 @@ def link_image(objects: Sequence[Path], arch: str, folder: Path) -> mpy.Image:
     return mpy.make_image(links[0], links[1], toolchain.relocates)
 
 
-def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
+def build_module(
+    sources: Sequence[Path], arch: str, out: Path, defines: Sequence[str] = ()
+) -> Path:
     """Builds C files, one of which defines `mpy_entry`, as the native module `out`; returns `out`.
 
     Raises BuildError or mpy.MpyError where the sources cannot become a module.
@@ -301,7 +307,7 @@ def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
         raise BuildError(f"no toolchain for {arch!r}: choose one of {', '.join(ALL_TOOLCHAINS)}")
     toolchain = ALL_TOOLCHAINS[arch]
     sources = [*sources, *toolchain.helpers]
-    settings = (arch, toolchain, LANGUAGE, toolchain.common, WARNINGS, toolchain.script)
+    settings = (arch, toolchain, LANGUAGE, toolchain.common, WARNINGS, toolchain.script, defines)
     digest = _digest(sources, *settings, version=toolchain.version)
     if _is_current(out, digest):
         return out
@@ -310,7 +316,7 @@ def build_module(sources: Sequence[Path], arch: str, out: Path) -> Path:
         names = find_names([*sources, NATMOD / "mp_runtime.h"])
         constants = "".join(f"    NAME_{name} = {i},\n" for i, name in enumerate(names))
         (folder / "mp_names.h").write_text(f"// Written by build.py.\nenum {{\n{constants}}};\n")
-        image = link_image(compile_objects(sources, arch, folder), arch, folder)
+        image = link_image(compile_objects(sources, arch, folder, defines), arch, folder)
         module = folder / out.name
         module.write_bytes(mpy.write_mpy(image, arch, names))
         # The linked program stays beside the module for its symbols: profiles, disassembly.
@@ -323,9 +329,35 @@ def _module_sources(arch: str) -> list[Path]:
     return [*core_sources(ALL_TOOLCHAINS[arch].kernels), SHELL / "shell.c"]
 
 
-def build_natmod(arch: str, out: Path | None = None) -> Path:
-    """Builds the core and its shell as a native module for one architecture; returns its path."""
-    return build_module(_module_sources(arch), arch, out or BUILD / f"sprout_core_{arch}.mpy")
+def build_natmod(arch: str, out: Path | None = None, blobs: Sequence[Path] = ()) -> Path:
+    """Builds the core and its shell as a native module for one architecture; returns its path.
+
+    Where `blobs` are given, it has only the operators that those need.
+    """
+    name, defines = f"sprout_core_{arch}", []
+    if blobs:
+        name += "_for_" + "_".join(blob.stem for blob in blobs)
+        bits = {1 << code for blob in blobs for code in operators_of(blob)}
+        defines = [f"-DSPROUT_OPERATORS={sum(bits):#x}ull"]
+    return build_module(_module_sources(arch), arch, out or BUILD / f"{name}.mpy", defines)
+
+
+def operators_of(blob: Path) -> set[int]:
+    """The operators that a blob needs (host/sprout/blob.py specifies where they stand)."""
+    try:
+        data = blob.read_bytes()
+    except OSError as error:
+        raise BuildError(
+            f"{blob} cannot be read ({error.strerror}): give a .sprout file"
+        ) from None
+    if len(data) < HEADER_BYTES or data[:4] != b"SPRT":
+        raise BuildError(f"{blob} is no blob: give what 'sprout compile' wrote")
+    (first,), (count,) = struct.unpack_from("<I", data, 56), struct.unpack_from("<H", data, 106)
+    records = data[first : first + count * OPERATOR_BYTES]
+    codes = {code for (code,) in struct.iter_unpack(f"<H{OPERATOR_BYTES - 2}x", records)}
+    if len(records) != count * OPERATOR_BYTES or max(codes, default=0) > 63:
+        raise BuildError(f"{blob} is damaged: compile it again")
+    return codes
 
 
 def source_digest(arch: str) -> str:
@@ -361,7 +393,7 @@ def build_prebuilt(folder: Path = PREBUILT, arches: Sequence[str] = tuple(TOOLCH
     return path
 
 
-def manifest(module: Path) -> dict[str, object]:
+def manifest(module: Path) -> dict[str, Any]:
     """What a native module costs: `file_bytes` of flash, `code_bytes` of memory once loaded.
 
     A board loads the code into the MicroPython heap (ESP32: into instruction RAM), in blocks of
@@ -384,6 +416,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     natmod = commands.add_parser("natmod", help="a native module for MicroPython")
     natmod.add_argument("--arch", choices=ALL_TOOLCHAINS, default="x64")
+    natmod.add_argument("--for", dest="blobs", type=Path, nargs="+", default=[], metavar="BLOB",
+                        help="leave out the operators that these do not need")  # fmt: skip
     natmod.add_argument("-o", "--output", type=Path)
     prebuilt = commands.add_parser("prebuilt", help="the native modules that are committed")
     prebuilt.add_argument("--arch", choices=ALL_TOOLCHAINS, nargs="*", default=list(TOOLCHAINS))
@@ -398,7 +432,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for arch, entry in json.loads(path.read_text())["modules"].items():
                 print(f"{arch:10} {entry['file_bytes']:6} bytes, code {entry['code_bytes']}")
         else:
-            print(json.dumps(manifest(build_natmod(options.arch, options.output)), indent=2))
+            result = manifest(build_natmod(options.arch, options.output, options.blobs))
+            if options.blobs:
+                whole = mpy.code_bytes(build_natmod(options.arch))
+                result["saved_bytes"] = (whole + 15) // 16 * 16 - result["code_bytes"]
+            print(json.dumps(result, indent=2))
     except (BuildError, mpy.MpyError) as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 1

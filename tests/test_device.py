@@ -662,6 +662,65 @@ def test_more_classes_than_probabilities_are_computed_for(flash):
     assert message.startswith("net.sprout has 1025 classes, too many for predict()")
 
 
+def library_with(folder: Path, module: bytes | None) -> str:
+    """A library with another native module, or none; returns what puts it on the path."""
+    library = folder / "else" / "sprout"
+    library.mkdir(parents=True)
+    for file in (sim.library() / "sprout").iterdir():
+        (library / file.name).write_bytes(file.read_bytes())
+    if module is not None:
+        (library.parent / "sprout_core.mpy").write_bytes(module)
+    return "import sys\nsys.path[:] = ['else', '.frozen']\n"
+
+
+@pytest.mark.parametrize("plan", ["none", "last", "full"])
+def test_a_module_for_one_net_runs_that_net(plan, tmp_path):
+    """It has the net's operators and no others, and is smaller for it."""
+    data = compiler.compile_graph(residual_net(), plan).to_bytes()
+    net = tmp_path / "net.sprout"
+    net.write_bytes(data)
+    module = build.build_natmod("x64", tmp_path / "own.mpy", [net])
+    assert build.operators_of(net) == {blobs.OPCODES[op.kind] for op in blobs.read(data).ops}
+    whole = build.manifest(build.build_natmod("x64"))["code_bytes"]
+    assert build.manifest(module)["code_bytes"] < whole - 4096
+    start = library_with(tmp_path, module.read_bytes())
+    engine = Engine(data)
+    frame = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    engine.set_input(frame)
+    expected = [str(engine.forward().ravel().tolist())]
+    code = "import sprout, struct\nnet = sprout.load('net.sprout')\n"
+    code += "print(list(struct.unpack('4b', net.forward(bytes(range(192))))))\n"
+    if plan != "none":
+        train(engine, [frame] * 5, [1, 2, 3, 0, 1], 0.01, 0)
+        expected.append(engine.digest())
+        code += "net.rate = 0.01\nfor label in (1, 2, 3, 0, 1):\n"
+        code += "    net.learn(bytes(range(192)), label)\nprint(net.digest())\n"
+    assert run(tmp_path, start + code) == expected
+
+
+def test_a_module_for_one_net_refuses_another(tmp_path):
+    small, large = tmp_path / "small.sprout", tmp_path / "net.sprout"
+    small.write_bytes(compiler.compile_graph(residual_net(), "none").to_bytes())
+    large.write_bytes(compiler.compile_graph(everything_net(), "none").to_bytes())
+    module = build.build_natmod("x64", tmp_path / "own.mpy", [small]).read_bytes()
+    assert fails(tmp_path, library_with(tmp_path, module) + START) == (
+        "ValueError",
+        "net.sprout uses operator 5, which this sprout_core does not have: install the whole one",
+    )
+
+
+def test_a_module_for_no_blob_is_not_built(tmp_path, capsys):
+    (tmp_path / "net.sprout").write_bytes(compiler.compile_graph(residual_net()).to_bytes()[:500])
+    (tmp_path / "text").write_text("no blob")
+    for name, sentence in (
+        ("none", "cannot be read (No such file or directory): give a .sprout file"),
+        ("text", "is no blob: give what 'sprout compile' wrote"),
+        ("net.sprout", "is damaged: compile it again"),
+    ):
+        assert build.main(["natmod", "--for", str(tmp_path / name)]) == 1
+        assert capsys.readouterr().err == f"build.py: {tmp_path / name} {sentence}\n"
+
+
 X64 = "this firmware takes .mpy 6.3 for x64, copy sprout_core_x64.mpy to the board as lib/"
 
 
@@ -685,16 +744,12 @@ def another_release(module: bytes) -> bytes:
 )
 def test_a_wrong_native_module_is_named(module, wrong, tmp_path):
     """Files that are really there for other boards, and what other releases would have built."""
-    library = tmp_path / "else" / "sprout"
-    library.mkdir(parents=True)
-    for file in (sim.library() / "sprout").iterdir():
-        (library / file.name).write_bytes(file.read_bytes())
+    content = None
     if module is not None:
         right = (sim.library() / "sprout_core.mpy").read_bytes()
         other = build.PREBUILT / f"sprout_core_{module}.mpy"
         content = module(right) if callable(module) else other.read_bytes()
-        (library.parent / "sprout_core.mpy").write_bytes(content)
-    kind, message = fails(tmp_path, "import sys\nsys.path[:] = ['else', '.frozen']\nimport sprout")
+    kind, message = fails(tmp_path, library_with(tmp_path, content) + "import sprout")
     assert kind == "ImportError"
     assert message == f"sprout_core.mpy is {wrong}: {X64}sprout_core.mpy"
 

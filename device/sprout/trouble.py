@@ -13,6 +13,7 @@ _ARCHES = const(
 _MODULES = const("x64 armv6m armv7m armv7emsp armv7emdp xtensawin rv32imc")
 
 _E_ALIGNMENT = const(-2)
+_E_OPCODE = const(-8)
 _E_READ = const(-12)
 _E_LABEL = const(-14)
 
@@ -51,6 +52,9 @@ def refused(name, code, op, detail, n_classes):
         raise ValueError(text % (name, n_classes))
     if code == _E_ALIGNMENT:
         raise ValueError("%s begins at an odd address: load it from a file" % name)
+    if code == _E_OPCODE:
+        text = "%s uses operator %d, which this sprout_core does not have: install the whole one"
+        raise ValueError(text % (name, detail))
     text = "%s does not run (error %d, operator %d, detail %d): compile it again"
     raise ValueError(text % (name, code, op, detail))
 
