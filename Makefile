@@ -4,6 +4,7 @@
 # make lint         ruff, mypy, clang-format
 # make natmods      the native modules of all boards, into native_modules/prebuilt
 # make natmod-xtensawin   the one for ESP32, S2 and S3, which takes Debian 12 and some packages
+# make firmware     MicroPython with Sprout compiled in, for this machine and for QEMU, likewise
 # make bench-NAME   one measurement: a table, and build/bench-NAME.json
 # make clean        everything made here except the virtual environments
 #
@@ -11,7 +12,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build natmods natmod-xtensawin demo test lint clean
+.PHONY: help setup build natmods natmod-xtensawin firmware demo test lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -58,6 +59,9 @@ natmods: $(VENV)/.stamp
 natmod-xtensawin: $(VENV)/.stamp
 	@$(BIN)/python tools/xtensa_toolchain.py
 	@$(BIN)/python native_modules/build.py prebuilt --arch xtensawin
+
+firmware: $(VENV)/.stamp
+	@$(BIN)/python tools/firmware.py
 
 demo: build
 	@$(BIN)/python tools/demo.py

@@ -1,6 +1,6 @@
 """Builds the C core: as a native module for a board, or as a shared library for this machine.
 
-    python native_modules/build.py natmod --arch x64 [-o build/sprout_core_x64.mpy]
+    python native_modules/build.py natmod --arch x64 [--for BLOB ...] [-o OUT.mpy]
     python native_modules/build.py prebuilt [--arch xtensawin]
     python native_modules/build.py host [-o build/libsprout.so]
 
@@ -19,13 +19,14 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 # Run as a program, this file's folder is on the path and the checkout is not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,8 +36,10 @@ from native_modules import mpy
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
 CORE = HERE / "core"
+SHELL = HERE / "shell"
 NATMOD = HERE / "natmod"
 PREBUILT = HERE / "prebuilt"
+HEADER_BYTES, OPERATOR_BYTES = 128, 64  # of a blob
 XTENSA_TOOLS = BUILD / "xtensa" / "bin"
 
 
@@ -190,7 +193,7 @@ LEAN = (
     "core/share.c",
     "core/softmax.c",
     "core/stream.c",
-    "natmod/shell.c",
+    "shell/shell.c",
 )
 # Where the code lives in the heap, these too, which cost a step less than 1 % in all. Elsewhere
 # some of them would call the compiler's library for shifts of 64 bits.
@@ -233,7 +236,7 @@ def _digest(
 ) -> str:
     """Of the files, the headers beside them, the settings, the compiler (Zig, or another's
     `version`) and, where `programs`, this program."""
-    folders = {NATMOD, *(file.parent for file in files)}
+    folders = {NATMOD, SHELL, *(file.parent for file in files)}
     headers = {header for folder in folders for header in folder.glob("*.h")}
     result = hashlib.sha256(repr((settings, version or _zig_version())).encode())
     tools = [HERE / "build.py", HERE / "mpy.py"] if programs else []
@@ -292,15 +295,17 @@ def find_names(files: Sequence[Path]) -> list[str]:
     """Every x of a QSTR(x) in C files, each once, sorted."""
     names = set()
     for file in files:
-        lines = [line for line in file.read_text().splitlines() if not line.startswith("#define")]
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#define QSTR")]
         names |= set(re.findall(r"\bQSTR\((\w+)\)", "\n".join(lines)))
     return sorted(names)
 
 
-def compile_objects(sources: Sequence[Path], toolchain: Toolchain, folder: Path) -> list[Path]:
+def compile_objects(
+    sources: Sequence[Path], toolchain: Toolchain, folder: Path, defines: Sequence[str] = ()
+) -> list[Path]:
     """Compiles C files for one architecture into a folder, which holds `mp_names.h`."""
-    flags = list(WARNINGS)
-    for include in (folder, NATMOD, CORE):
+    flags = [*WARNINGS, *defines]
+    for include in (folder, NATMOD, SHELL):
         flags += ["-I", str(include)]
     objects = []
     for i, source in enumerate(sources):
@@ -333,7 +338,13 @@ def link_image(objects: Sequence[Path], arch: str, folder: Path) -> mpy.Image:
     return mpy.make_image(links[0], links[1], toolchain.relocates)
 
 
-def build_module(sources: Sequence[Path], arch: str, out: Path, lean: bool = True) -> Path:
+def build_module(
+    sources: Sequence[Path],
+    arch: str,
+    out: Path,
+    defines: Sequence[str] = (),
+    lean: bool = True,
+) -> Path:
     """Builds C files, one of which defines `mpy_entry`, as the native module `out`; returns `out`.
 
     Without `lean` no file is compiled for size alone.  Raises BuildError or
@@ -345,7 +356,7 @@ def build_module(sources: Sequence[Path], arch: str, out: Path, lean: bool = Tru
     if not lean:
         toolchain = dataclasses.replace(toolchain, lean=())
     sources = [*sources, *toolchain.helpers]
-    settings = (arch, toolchain, LANGUAGE, toolchain.common, WARNINGS, toolchain.script)
+    settings = (arch, toolchain, LANGUAGE, toolchain.common, WARNINGS, toolchain.script, defines)
     digest = _digest(sources, *settings, version=toolchain.version)
     if _is_current(out, digest):
         return out
@@ -354,7 +365,8 @@ def build_module(sources: Sequence[Path], arch: str, out: Path, lean: bool = Tru
         names = find_names([*sources, NATMOD / "mp_runtime.h"])
         constants = "".join(f"    NAME_{name} = {i},\n" for i, name in enumerate(names))
         (folder / "mp_names.h").write_text(f"// Written by build.py.\nenum {{\n{constants}}};\n")
-        image = link_image(compile_objects(sources, toolchain, folder), arch, folder)
+        objects = compile_objects(sources, toolchain, folder, defines)
+        image = link_image(objects, arch, folder)
         module = folder / out.name
         module.write_bytes(mpy.write_mpy(image, arch, names))
         # The linked program stays beside the module for its symbols: profiles, disassembly.
@@ -365,13 +377,38 @@ def build_module(sources: Sequence[Path], arch: str, out: Path, lean: bool = Tru
 
 def module_sources(arch: str) -> list[Path]:
     """The C files of the native module for one architecture."""
-    shell = sorted(file for file in NATMOD.glob("*.c") if file.name != "libc.c")
-    return [*core_sources(ALL_TOOLCHAINS[arch].kernels), *shell]
+    return [*core_sources(ALL_TOOLCHAINS[arch].kernels), SHELL / "shell.c"]
 
 
-def build_natmod(arch: str, out: Path | None = None) -> Path:
-    """Builds the core and its shell as a native module for one architecture; returns its path."""
-    return build_module(module_sources(arch), arch, out or BUILD / f"sprout_core_{arch}.mpy")
+def build_natmod(arch: str, out: Path | None = None, blobs: Sequence[Path] = ()) -> Path:
+    """Builds the core and its shell as a native module for one architecture; returns its path.
+
+    Where `blobs` are given, it has only the operators that those need.
+    """
+    name, defines = f"sprout_core_{arch}", []
+    if blobs:
+        name += "_for_" + "_".join(blob.stem for blob in blobs)
+        bits = {1 << code for blob in blobs for code in operators_of(blob)}
+        defines = [f"-DSPROUT_OPERATORS={sum(bits):#x}ull"]
+    return build_module(module_sources(arch), arch, out or BUILD / f"{name}.mpy", defines)
+
+
+def operators_of(blob: Path) -> set[int]:
+    """The operators that a blob needs (host/sprout/blob.py specifies where they stand)."""
+    try:
+        data = blob.read_bytes()
+    except OSError as error:
+        raise BuildError(
+            f"{blob} cannot be read ({error.strerror}): give a .sprout file"
+        ) from None
+    if len(data) < HEADER_BYTES or data[:4] != b"SPRT":
+        raise BuildError(f"{blob} is no blob: give what 'sprout compile' wrote")
+    (first,), (count,) = struct.unpack_from("<I", data, 56), struct.unpack_from("<H", data, 106)
+    records = data[first : first + count * OPERATOR_BYTES]
+    codes = {code for (code,) in struct.iter_unpack(f"<H{OPERATOR_BYTES - 2}x", records)}
+    if len(records) != count * OPERATOR_BYTES or max(codes, default=0) > 63:
+        raise BuildError(f"{blob} is damaged: compile it again")
+    return codes
 
 
 def source_digest(arch: str) -> str:
@@ -408,7 +445,7 @@ def build_prebuilt(folder: Path = PREBUILT, arches: Sequence[str] = tuple(TOOLCH
     return path
 
 
-def manifest(module: Path) -> dict[str, object]:
+def manifest(module: Path) -> dict[str, Any]:
     """What a native module costs: `file_bytes` of flash, `code_bytes` of memory once loaded.
 
     A board loads the code into the MicroPython heap (ESP32: into instruction RAM), in blocks of
@@ -431,6 +468,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     natmod = commands.add_parser("natmod", help="a native module for MicroPython")
     natmod.add_argument("--arch", choices=ALL_TOOLCHAINS, default="x64")
+    natmod.add_argument("--for", dest="blobs", type=Path, nargs="+", default=[], metavar="BLOB",
+                        help="leave out the operators that these do not need")  # fmt: skip
     natmod.add_argument("-o", "--output", type=Path)
     prebuilt = commands.add_parser("prebuilt", help="the native modules that are committed")
     prebuilt.add_argument("--arch", choices=ALL_TOOLCHAINS, nargs="*", default=list(TOOLCHAINS))
@@ -445,7 +484,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for arch, entry in json.loads(path.read_text())["modules"].items():
                 print(f"{arch:10} {entry['file_bytes']:6} bytes, code {entry['code_bytes']}")
         else:
-            print(json.dumps(manifest(build_natmod(options.arch, options.output)), indent=2))
+            result = manifest(build_natmod(options.arch, options.output, options.blobs))
+            if options.blobs:
+                whole = mpy.code_bytes(build_natmod(options.arch))
+                result["saved_bytes"] = (whole + 15) // 16 * 16 - result["code_bytes"]
+            print(json.dumps(result, indent=2))
     except (BuildError, mpy.MpyError) as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 1

@@ -25,7 +25,7 @@ from sprout.graph import SproutError
 from sprout.learning import read_checkpoint, write_checkpoint
 from sprout.schedule import rate_at, rate_parts, sample_order
 
-from native_modules import build
+from native_modules import build, mpy
 
 HEAP = 1 << 20
 START = "import sprout\nnet = sprout.load('net.sprout')\nx = bytes(range(192))\n"
@@ -662,48 +662,148 @@ def test_more_classes_than_probabilities_are_computed_for(flash):
     assert message.startswith("net.sprout has 1025 classes, too many for predict()")
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (None, "sprout_core.mpy is missing: copy sprout_core_x64.mpy to the board as lib/"),
-        ({2: 2 << 2 | 2}, "sprout_core.mpy is not for this board: copy sprout_core_x64.mpy to"),
-        ({2: 10 << 2 | 3}, "sprout_core.mpy is not for this board: copy sprout_core_x64.mpy to"),
-    ],
-)
-def test_a_wrong_native_module_is_named(change, sentence, tmp_path):
-    library = tmp_path / "else" / "sprout"
+def library_with(folder: Path, module: bytes | None) -> str:
+    """A library with another native module, or none; returns what puts it on the path."""
+    library = folder / "else" / "sprout"
     library.mkdir(parents=True)
     for file in (sim.library() / "sprout").iterdir():
         (library / file.name).write_bytes(file.read_bytes())
-    if change is not None:
-        module = bytearray((sim.library() / "sprout_core.mpy").read_bytes())
-        for at, value in change.items():
-            module[at] = value
+    if module is not None:
         (library.parent / "sprout_core.mpy").write_bytes(module)
-    kind, message = fails(tmp_path, "import sys\nsys.path[:] = ['else', '.frozen']\nimport sprout")
-    assert kind == "ImportError"
-    assert message.startswith(sentence)
+    return "import sys\nsys.path[:] = ['else', '.frozen']\n"
+
+
+@pytest.mark.parametrize("plan", ["none", "last", "full"])
+def test_a_module_for_one_net_runs_that_net(plan, tmp_path):
+    """It has the net's operators and no others, and is smaller for it."""
+    data = compiler.compile_graph(residual_net(), plan).to_bytes()
+    net = tmp_path / "net.sprout"
+    net.write_bytes(data)
+    module = build.build_natmod("x64", tmp_path / "own.mpy", [net])
+    assert build.operators_of(net) == {blobs.OPCODES[op.kind] for op in blobs.read(data).ops}
+    whole = build.manifest(build.build_natmod("x64"))["code_bytes"]
+    assert build.manifest(module)["code_bytes"] < whole - 4096
+    start = library_with(tmp_path, module.read_bytes())
+    engine = Engine(data)
+    frame = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    engine.set_input(frame)
+    expected = [str(engine.forward().ravel().tolist())]
+    code = "import sprout, struct\nnet = sprout.load('net.sprout')\n"
+    code += "print(list(struct.unpack('4b', net.forward(bytes(range(192))))))\n"
+    if plan != "none":
+        train(engine, [frame] * 5, [1, 2, 3, 0, 1], 0.01, 0)
+        expected.append(engine.digest())
+        code += "net.rate = 0.01\nfor label in (1, 2, 3, 0, 1):\n"
+        code += "    net.learn(bytes(range(192)), label)\nprint(net.digest())\n"
+    assert run(tmp_path, start + code) == expected
+
+
+def test_a_module_for_one_net_refuses_another(tmp_path):
+    small, large = tmp_path / "small.sprout", tmp_path / "net.sprout"
+    small.write_bytes(compiler.compile_graph(residual_net(), "none").to_bytes())
+    large.write_bytes(compiler.compile_graph(everything_net(), "none").to_bytes())
+    module = build.build_natmod("x64", tmp_path / "own.mpy", [small]).read_bytes()
+    assert fails(tmp_path, library_with(tmp_path, module) + START) == (
+        "ValueError",
+        "net.sprout uses operator 5, which this sprout_core does not have: install the whole one",
+    )
+
+
+def test_a_module_for_no_blob_is_not_built(tmp_path, capsys):
+    (tmp_path / "net.sprout").write_bytes(compiler.compile_graph(residual_net()).to_bytes()[:500])
+    (tmp_path / "text").write_text("no blob")
+    for name, sentence in (
+        ("none", "cannot be read (No such file or directory): give a .sprout file"),
+        ("text", "is no blob: give what 'sprout compile' wrote"),
+        ("net.sprout", "is damaged: compile it again"),
+    ):
+        assert build.main(["natmod", "--for", str(tmp_path / name)]) == 1
+        assert capsys.readouterr().err == f"build.py: {tmp_path / name} {sentence}\n"
+
+
+X64 = "this firmware takes .mpy 6.3 for x64, copy sprout_core_x64.mpy to the board as lib/"
+
+
+def another_release(module: bytes) -> bytes:
+    """The module with another name for its number of release."""
+    assert module.count(b"\x06ABI\0") == 1
+    return module.replace(b"\x06ABI\0", b"\x06ABX\0")
 
 
 @pytest.mark.parametrize(
-    ("mpy", "sentence"),
+    ("module", "wrong"),
     [
-        (6 | 2 << 8 | 10 << 10, "this firmware is .mpy 6.2, install MicroPython 1.23 to 1.29"),
-        (6 | 3 << 8 | 4 << 10, "copy sprout_core_armv6m.mpy to the board as lib/sprout_core.mpy"),
-        (6 | 3 << 8, "this firmware loads no native modules, install"),
+        (None, "missing"),
+        ("armv6m", "not for this board"),
+        ("xtensawin", "not for this board"),
+        (lambda module: module[:2] + bytes([2 << 2 | 2]) + module[3:], "not for this board"),
+        (lambda module: b"M\5" + module[2:], "not for this board"),
+        (another_release, "of another release than this package"),
+    ],
+    ids=["missing", "armv6m", "xtensawin", "6.2", "5", "release"],
+)
+def test_a_wrong_native_module_is_named(module, wrong, tmp_path):
+    """Files that are really there for other boards, and what other releases would have built."""
+    content = None
+    if module is not None:
+        right = (sim.library() / "sprout_core.mpy").read_bytes()
+        other = build.PREBUILT / f"sprout_core_{module}.mpy"
+        content = module(right) if callable(module) else other.read_bytes()
+    kind, message = fails(tmp_path, library_with(tmp_path, content) + "import sprout")
+    assert kind == "ImportError"
+    assert message == f"sprout_core.mpy is {wrong}: {X64}sprout_core.mpy"
+
+
+def test_a_module_in_firmware_of_another_release_is_named(tmp_path):
+    code = """
+import sys
+class core:
+    ABI = 0
+sys.modules["sprout_core"] = core
+import sprout
+"""
+    expected = (
+        "sprout_core in this firmware is of another release than this package: copy the package "
+        "of the firmware's release"
+    )
+    assert fails(tmp_path, code) == ("ImportError", expected)
+
+
+COPY = "copy sprout_core_{}.mpy to the board as lib/sprout_core.mpy"
+BUILD = "build one that holds it (native_modules/usermod)"
+INSTALL = "install MicroPython 1.23 to 1.29 (.mpy 6.3) and "
+
+
+@pytest.mark.parametrize(
+    ("sub_version", "arch", "firmware", "remedy"),
+    [
+        (3, "armv6m", "6.3 for armv6m, ", COPY.format("armv6m")),
+        (3, "armv7m", "6.3 for armv7m, ", COPY.format("armv7m")),
+        # What a Cortex-M3 says, and a Cortex-M4 or M7 without an FPU.
+        (3, "armv7em", "6.3 for armv7em, ", COPY.format("armv7m")),
+        (3, "armv7emsp", "6.3 for armv7emsp, ", COPY.format("armv7emsp")),
+        (3, "armv7emdp", "6.3 for armv7emdp, ", COPY.format("armv7emdp")),
+        (3, "xtensawin", "6.3 for xtensawin, ", COPY.format("xtensawin")),
+        (3, "rv32imc", "6.3 for rv32imc, ", COPY.format("rv32imc")),
+        (2, "xtensawin", "6.2 for xtensawin, ", INSTALL + COPY.format("xtensawin")),
+        (1, "armv6m", "6.1 for armv6m, ", INSTALL + COPY.format("armv6m")),
+        (3, "xtensa", "6.3 for xtensa, for which there is none: ", BUILD),
+        (3, None, "6.3 without native code: ", BUILD),
     ],
 )
-def test_the_board_is_told_which_module_it_needs(mpy, sentence, flash):
+def test_the_board_is_told_which_module_it_needs(sub_version, arch, firmware, remedy, flash):
+    number = mpy.ARCHES[arch] if arch else 0
     code = f"""
 import sprout.trouble as trouble
-class sys:
-    class implementation:
-        _mpy = {mpy}
-trouble.sys = sys
-print(trouble.needed())
+class implementation:
+    _mpy = {6 | sub_version << 8 | number << 10}
+print(trouble.needed(implementation))
 """
     (line,) = run(flash, code)
-    assert line.startswith(sentence)
+    assert line == f"this firmware takes .mpy {firmware}{remedy}"
+    if arch and remedy != BUILD:
+        (named,) = re.findall(r"sprout_core_\w+\.mpy", line)
+        assert (build.PREBUILT / named).exists()
 
 
 def test_native_code_counts_as_on_the_board():

@@ -95,7 +95,7 @@ def kind_and_macs(blob: Blob, op: BlobOp) -> tuple[str, int]:
 
 def plain_module(arch: str) -> Path:
     """Build the module without kernels of the architecture's own."""
-    sources = [*build.core_sources(), build.NATMOD / "shell.c"]
+    sources = [*build.core_sources(), build.SHELL / "shell.c"]
     out = common.BUILD / "tests" / f"plain_{arch}.mpy"
     return build.build_module(sources, arch, out, lean=False)
 

@@ -1,4 +1,4 @@
-"""Imports the native module `sprout_core`, or says in one sentence which file this board needs."""
+"""Imports `sprout_core`, native or in firmware, or says in one sentence what this board needs."""
 
 import os
 
@@ -6,18 +6,19 @@ from micropython import const
 
 _ABI = const(2)
 
+core = None
 try:
     import sprout_core as core
 
-    wrong = None if core.ABI == _ABI else "of another release than this package"
+    wrong = None if getattr(core, "ABI", 0) == _ABI else "of another release than this package"
 except ImportError:
     wrong = "missing"
-except ValueError:  # MicroPython's "incompatible .mpy file"
+except ValueError:  # MicroPython's "incompatible .mpy file", "incompatible .mpy arch" and others
     wrong = "not for this board"
 if wrong:
-    from .trouble import needed
+    from .trouble import wrong_core
 
-    raise ImportError("sprout_core.mpy is %s: %s" % (wrong, needed()))
+    wrong_core(wrong, core)
 
 
 share = None  # what a second core has in common with this one: second.py

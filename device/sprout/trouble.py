@@ -4,26 +4,42 @@ import sys
 
 from micropython import const
 
+# Of firmware, by its number. Those of Cortex-M take the modules of the ones before, and armv7em
+# is what a Cortex-M3 says too.
 _ARCHES = const(
     "- x86 x64 armv6 armv6m armv7m armv7em armv7emsp armv7emdp xtensa xtensawin rv32imc rv64imc"
     " - - -"
 )
+_MODULES = const("x64 armv6m armv7m armv7emsp armv7emdp xtensawin rv32imc")
 
 _E_ALIGNMENT = const(-2)
+_E_OPCODE = const(-8)
 _E_READ = const(-12)
 _E_LABEL = const(-14)
 
 
-def needed():
-    """Say which sprout_core.mpy, or which firmware, this board needs."""
-    mpy = getattr(sys.implementation, "_mpy", 0)
-    arch = _ARCHES.split()[mpy >> 10 & 15]
+def wrong_core(wrong, core):
+    """Say what is wrong with sprout_core, and what this board needs."""
+    if core and not hasattr(core, "__file__"):
+        text = "sprout_core in this firmware is %s: copy the package of the firmware's release"
+        raise ImportError(text % wrong)
+    raise ImportError("sprout_core.mpy is %s: %s" % (wrong, needed(sys.implementation)))
+
+
+def needed(implementation):
+    """Say which firmware this is and which sprout_core.mpy, or which other firmware, it needs."""
+    mpy = getattr(implementation, "_mpy", 0)
     version = "%d.%d" % (mpy & 255, mpy >> 8 & 3)
-    if arch == "-":
-        return "this firmware loads no native modules, install one of MicroPython 1.23 to 1.29"
+    arch = _ARCHES.split()[mpy >> 10 & 15]
+    module = "armv7m" if arch == "armv7em" else arch
+    if module not in _MODULES.split():
+        native = "without native code" if arch == "-" else "for %s, for which there is none" % arch
+        text = "this firmware takes .mpy %s %s: build one that holds it (native_modules/usermod)"
+        return text % (version, native)
+    text = "this firmware takes .mpy %s for %s, " % (version, arch)
     if version != "6.3":
-        return "this firmware is .mpy %s, install MicroPython 1.23 to 1.29 (.mpy 6.3)" % version
-    return "copy sprout_core_%s.mpy to the board as lib/sprout_core.mpy" % arch
+        text += "install MicroPython 1.23 to 1.29 (.mpy 6.3) and "
+    return text + "copy sprout_core_%s.mpy to the board as lib/sprout_core.mpy" % module
 
 
 def refused(name, code, op, detail, n_classes):
@@ -36,6 +52,9 @@ def refused(name, code, op, detail, n_classes):
         raise ValueError(text % (name, n_classes))
     if code == _E_ALIGNMENT:
         raise ValueError("%s begins at an odd address: load it from a file" % name)
+    if code == _E_OPCODE:
+        text = "%s uses operator %d, which this sprout_core does not have: install the whole one"
+        raise ValueError(text % (name, detail))
     text = "%s does not run (error %d, operator %d, detail %d): compile it again"
     raise ValueError(text % (name, code, op, detail))
 

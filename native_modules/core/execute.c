@@ -3,34 +3,41 @@
 #include "internal.h"
 
 // One row per operator. Not a table: a native module cannot hold addresses.
+#define ROW(code, operator)                                                                       \
+    case code:                                                                                    \
+        if (HAS(code)) {                                                                          \
+            operator(e, op);                                                                      \
+            return;                                                                               \
+        }                                                                                         \
+        break;
 // clang-format off
 void sp_dispatch(exec_t *e, const op_t *op) {
     switch (op->opcode) {
-    case CONV: sp_layer(e, op); break;
-    case DEPTHWISE: sp_layer(e, op); break;
-    case 3: sp_add(e, op); break;
-    case 4: sp_average_pool(e, op); break;
-    case 5: sp_max_pool(e, op); break;
-    case 6: sp_mean(e, op); break;
-    case 7: sp_pad(e, op); break;
-    case 8: sp_softmax(e, op); break;
-    case 9: sp_gather(e, op); break;
-    case 10: sp_requantize(e, op); break;
-    case 11: sp_stream(e, op); break;
-    case 32: sp_cross_entropy(e, op); break;
-    case 33: sp_scale_grad(e, op); break;
-    case CONV_GRAD: sp_layer(e, op); break;
-    case DEPTHWISE_GRAD: sp_layer(e, op); break;
-    case 36: sp_bias_update(e, op); break;
-    case 37: sp_conv_weight_update(e, op); break;
-    case 38: sp_depthwise_weight_update(e, op); break;
-    case 39: sp_add_grads(e, op); break;
-    case 40: sp_average_pool_grad(e, op); break;
-    case 41: sp_max_pool_grad(e, op); break;
-    case 42: sp_mean_grad(e, op); break;
-    case 43: sp_pad_grad(e, op); break;
-    default: sp_fail(e, SPROUT_E_OPCODE, op->opcode);
+    ROW(CONV, sp_layer)
+    ROW(DEPTHWISE, sp_layer)
+    ROW(3, sp_add)
+    ROW(4, sp_average_pool)
+    ROW(5, sp_max_pool)
+    ROW(6, sp_mean)
+    ROW(7, sp_pad)
+    ROW(8, sp_softmax)
+    ROW(9, sp_gather)
+    ROW(10, sp_requantize)
+    ROW(STREAM, sp_stream)
+    ROW(32, sp_cross_entropy)
+    ROW(33, sp_scale_grad)
+    ROW(CONV_GRAD, sp_layer)
+    ROW(DEPTHWISE_GRAD, sp_layer)
+    ROW(36, sp_bias_update)
+    ROW(37, sp_conv_weight_update)
+    ROW(38, sp_depthwise_weight_update)
+    ROW(39, sp_add_grads)
+    ROW(40, sp_average_pool_grad)
+    ROW(41, sp_max_pool_grad)
+    ROW(42, sp_mean_grad)
+    ROW(43, sp_pad_grad)
     }
+    sp_fail(e, SPROUT_E_OPCODE, op->opcode);
 }
 // clang-format on
 

@@ -12,8 +12,15 @@
 #include "sprout.h"
 
 enum { NONE = 0xffff };
-enum { ONLY_TRAIN = 1, ONLY_INFER = 2, MEMBER = 4 };                   // operator flags
-enum { CONV = 1, DEPTHWISE = 2, CONV_GRAD = 34, DEPTHWISE_GRAD = 35 }; // opcodes of layers
+enum { ONLY_TRAIN = 1, ONLY_INFER = 2, MEMBER = 4 }; // operator flags
+enum { CONV = 1, DEPTHWISE = 2, CONV_GRAD = 34, DEPTHWISE_GRAD = 35, STREAM = 11 }; // opcodes
+
+// Bit n: operator n is in the module. One made for some nets has theirs alone (build.py --for).
+#ifndef SPROUT_OPERATORS
+#define SPROUT_OPERATORS UINT64_MAX
+#endif
+#define HAS(code) (SPROUT_OPERATORS >> (code) & 1)
+
 enum { INT8 = 0, INT16 = 1, INT32 = 2, BITS = 3 };
 
 // Channels that a kernel works on at a time: their sums and multipliers are on the stack.

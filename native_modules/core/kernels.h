@@ -5,7 +5,8 @@
 // To make a kernel for an architecture, define the same function, without that mark, in a file of
 // a folder here and name the folder in the architecture's row of build.py. The linker takes it in
 // the place of the plain one. It must give the same bytes for all inputs, and may call
-// sp_..._plain for the shapes that it leaves alone.
+// sp_..._plain for the shapes that it leaves alone. Firmware compiles all folders: their files are
+// empty unless their header, by the compiler's macros, defines FITS.
 
 #ifndef SPROUT_KERNELS_H
 #define SPROUT_KERNELS_H

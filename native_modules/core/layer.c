@@ -87,16 +87,18 @@ __attribute__((noinline)) static uint32_t overwrite_block(const layer_t *l, cons
 uint32_t sp_layer_block(const layer_t *l, const block_t *b) {
     const conv_t *c = &l->as.forward;
     const conv_grad_t *d = &l->as.backward;
-    if (l->room) {
+    if (HAS(DEPTHWISE_GRAD) && l->room) {
         return overwrite_block(l, b);
     }
-    if (l->backward) {
-        return l->depthwise ? sp_depthwise_input_grad_block(d, b->records, b->first, b->n)
-                            : sp_conv_input_grad_block(d, b->records, b->first, b->n);
+    if (HAS(DEPTHWISE_GRAD) && l->backward && l->depthwise) {
+        return sp_depthwise_input_grad_block(d, b->records, b->first, b->n);
     }
-    if (l->depthwise) {
+    if (HAS(CONV_GRAD) && l->backward) {
+        return sp_conv_input_grad_block(d, b->records, b->first, b->n);
+    }
+    if (HAS(DEPTHWISE) && l->depthwise) {
         sp_depthwise_block(c, b->records, b->bias, b->first, b->n);
-    } else {
+    } else if (HAS(CONV)) {
         sp_conv_block(c, b->records, b->bias, b->first, b->n);
     }
     return 0;

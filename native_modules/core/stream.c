@@ -253,7 +253,7 @@ static APART int32_t open_input(exec_t *e, group_t *g, const uint8_t *pixels, ui
         (row < 0 && n != whole->h)) {
         return SPROUT_E_INPUT;
     }
-    if (whole->rows) { // the group that takes rows is the first operator
+    if (HAS(STREAM) && whole->rows) { // the group that takes rows is the first operator
         op_t op;
         uint8_t *constants;
         if (sp_read_op(e, 0, &op)) {
@@ -270,7 +270,7 @@ static APART int32_t open_input(exec_t *e, group_t *g, const uint8_t *pixels, ui
 static APART const uint8_t *put_row(exec_t *e, const group_t *g, const uint8_t *pixels,
                                     int32_t row) {
     const tensor_t x = sp_bind_number(e, e->head->input, INT8);
-    if (g->n) {
+    if (HAS(STREAM) && g->n) {
         held_t *held = &held_of(g)[g->n];
         if (held->next != row || (held->next - held->first == x.h && !make_room(e, g, g->n, 1))) {
             return NULL;
@@ -305,7 +305,9 @@ int32_t sprout_input(const sprout_memory_t *memory, const uint8_t *pixels, uint3
         if (!pixels) {
             return SPROUT_E_INPUT;
         }
-        run_group(&e, &g);
+        if (HAS(STREAM)) {
+            run_group(&e, &g);
+        }
     }
     return e.error;
 }

@@ -1,5 +1,5 @@
 // What Sprout's native module uses of MicroPython: native ABI 6.3, which is MicroPython 1.23
-// to 1.29.
+// to 1.29. The header of the same name in usermod/ offers what the shell needs in firmware.
 //
 // A native module can have no variables, so nothing here is global. MicroPython calls every
 // function with its function object `self`; self->context is the module, and the module leads to
@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Written by build.py: one constant NAME_x for every QSTR(x) in the module's sources.
+// Written by build.py: a constant NAME_... for every QSTR(...) in the module's sources.
 #include "mp_names.h"
 
 #define QSTR(name) NAME_##name
@@ -29,7 +29,7 @@ typedef int mp_name_t;
 
 typedef intptr_t mp_off_t;
 
-// MP_READ and MP_WRITE are the flags of mp_get_buffer.
+// MP_READ and MP_WRITE are the flags of mp_buffer_of.
 enum { MP_READ = 1, MP_WRITE = 2, MP_RAISE = 4 };
 enum { MP_NATIVE_BOOL = 1, MP_NATIVE_INT = 2, MP_NATIVE_UINT = 3 };
 enum { MP_STREAM_CAN_READ = 1, MP_STREAM_CAN_IOCTL = 4, MP_STREAM_SEEK = 2, MP_SEEK_SET = 0 };
@@ -43,10 +43,10 @@ typedef struct {
     int typecode;
 } mp_buffer_t;
 
-typedef struct {
+struct mp_stream_seek_t {
     mp_off_t offset;
     int whence;
-} mp_seek_t;
+};
 
 // What an object that can be read like a file provides.
 typedef struct {
@@ -126,12 +126,35 @@ _Static_assert(offsetof(mp_table_t, get_stream) == 66 * sizeof(void *),
 
 #define MP_ARGUMENTS const mp_function_t *self, size_t n_args, size_t n_kw, const mp_obj_t *args
 
-// Heads of definitions: MP_FUNCTION(name) { ... }, and MP_ENTRY { ... } for what runs at import,
-// which build.py makes the first byte of the code.
-#define MP_FUNCTION(name) static mp_obj_t name(MP_ARGUMENTS)
+#define MP_BODY(name)                                                                             \
+    static inline mp_obj_t name##_body(const mp_module_t *mp __attribute__((unused)),             \
+                                       size_t n_args __attribute__((unused)),                     \
+                                       const mp_obj_t *args __attribute__((unused)))
+
+// Head of a function of min to max arguments: MP_FUNCTION(name, min, max) { ... }, which has `mp`,
+// n_args and args. Others raise TypeError, keyword arguments too.
+#define MP_FUNCTION(name, min, max)                                                               \
+    MP_BODY(name);                                                                                \
+    static mp_obj_t name(MP_ARGUMENTS) {                                                          \
+        return name##_body(mp_begin(self, n_args, n_kw, min, max), n_args, args);                 \
+    }                                                                                             \
+    MP_BODY(name)
+
+// Head of what runs at import, which build.py makes the first byte of the code.
 #define MP_ENTRY                                                                                  \
     __attribute__((section(".text.mpy_entry"), used)) mp_obj_t mpy_entry(MP_ARGUMENTS);           \
     mp_obj_t mpy_entry(MP_ARGUMENTS)
+
+// The whole of it: EXPORTS(NUMBER, FUNCTION) gives each with its name, as shell.c does.
+#define MP_MODULE(module, EXPORTS)                                                                \
+    MP_ENTRY {                                                                                    \
+        (void)n_args, (void)n_kw, (void)args;                                                     \
+        const mp_module_t *mp = mp_begin_module(self);                                            \
+        EXPORTS(MP_STORE_NUMBER, MP_STORE_FUNCTION)                                               \
+        return mp_none(mp);                                                                       \
+    }
+#define MP_STORE_NUMBER(name, value) mp_store_global(mp, name, mp_new_int(mp, value));
+#define MP_STORE_FUNCTION(name, function) mp_store_function(mp, name, function);
 
 static inline const mp_table_t *mp_table(const mp_module_t *mp) { return mp->objects[0]; }
 
@@ -139,7 +162,7 @@ static inline mp_qstr_t mp_qstr(const mp_module_t *mp, mp_name_t name) { return 
 
 // Calls and names
 
-// The first line of a function. Raises TypeError unless min <= n_args <= max and there are no
+// The first thing in a function. Raises TypeError unless min <= n_args <= max and there are no
 // keyword arguments.
 static inline const mp_module_t *mp_begin(const mp_function_t *self, size_t n_args, size_t n_kw,
                                           unsigned min, unsigned max) {
@@ -223,7 +246,7 @@ static inline void mp_unpack(const mp_module_t *mp, mp_obj_t sequence, size_t n,
 // Memory of bytes, bytearray, array, memoryview or str. flags is MP_READ, MP_WRITE or both; raises
 // TypeError for other objects and for read-only ones if MP_WRITE. Valid while the object lives and
 // is not resized.
-static inline mp_buffer_t mp_get_buffer(const mp_module_t *mp, mp_obj_t object, mp_uint_t flags) {
+static inline mp_buffer_t mp_buffer_of(const mp_module_t *mp, mp_obj_t object, mp_uint_t flags) {
     mp_buffer_t buffer;
     mp_table(mp)->get_buffer(object, &buffer, flags | MP_RAISE);
     return buffer;
@@ -254,34 +277,11 @@ __attribute__((noreturn)) static inline void mp_raise_os_error(const mp_module_t
 
 // The reading side of an open binary file, good while the file is; raises OSError for what cannot
 // be read.
-static inline const mp_stream_t *mp_get_stream(const mp_module_t *mp, mp_obj_t file) {
+static inline const mp_stream_t *mp_stream_of(const mp_module_t *mp, mp_obj_t file) {
     return mp_table(mp)->get_stream(file, MP_STREAM_CAN_READ | MP_STREAM_CAN_IOCTL);
 }
 
-// Reads size bytes at an offset, moves the file's position and allocates nothing. Returns 0 or an
-// errno (MP_EIO where the file ends early). Needs no `mp`, so the core can be handed this as its
-// way to fetch weights.
-static inline int mp_stream_read_at(const mp_stream_t *stream, mp_obj_t file, uint32_t offset,
-                                    void *data, size_t size) {
-    int error = 0;
-    mp_seek_t seek = {(mp_off_t)offset, MP_SEEK_SET};
-    if (stream->ioctl(file, MP_STREAM_SEEK, (uintptr_t)&seek, &error) == MP_STREAM_ERROR) {
-        return error;
-    }
-    for (size_t done = 0; done < size;) {
-        mp_uint_t n = stream->read(file, (uint8_t *)data + done, size - done, &error);
-        if (n == MP_STREAM_ERROR) {
-            return error;
-        }
-        if (n == 0) {
-            return MP_EIO;
-        }
-        done += n;
-    }
-    return 0;
-}
-
-// The first line of MP_ENTRY. The global it stores keeps `self` alive, and `self` is the only
+// The first thing at import. The global it stores keeps `self` alive, and `self` is the only
 // pointer to the start of the code: functions point into the middle of it, which the garbage
 // collector does not follow.
 static inline const mp_module_t *mp_begin_module(const mp_function_t *self) {

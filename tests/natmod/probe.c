@@ -1,6 +1,7 @@
 // A module that uses every helper of mp_runtime.h once; test_natmod.py calls it in MicroPython.
 
 #include "mp_runtime.h"
+#include "stream.h"
 
 void *memmove(void *to, const void *from, size_t n);
 int memcmp(const void *a, const void *b, size_t n);
@@ -8,8 +9,7 @@ int memcmp(const void *a, const void *b, size_t n);
 static const uint16_t squares[4] = {0, 1, 4, 9};
 
 // numbers(a, b) -> (a + b as a signed word, a as an unsigned 32-bit number, is a true)
-MP_FUNCTION(numbers) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 2);
+MP_FUNCTION(numbers, 2, 2) {
     const mp_int_t a = mp_get_int(mp, args[0]);
     const mp_obj_t items[3] = {
         mp_new_int(mp, a + mp_get_int(mp, args[1])),
@@ -20,8 +20,7 @@ MP_FUNCTION(numbers) {
 }
 
 // many(a0, ..., a7[, a8[, a9]]) -> sum of i * ai
-MP_FUNCTION(many) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 8, 10);
+MP_FUNCTION(many, 8, 10) {
     mp_int_t sum = 0;
     for (size_t i = 0; i < n_args; ++i) {
         sum += (mp_int_t)i * mp_get_int(mp, args[i]);
@@ -30,9 +29,8 @@ MP_FUNCTION(many) {
 }
 
 // first_byte(text or bytes) -> (length, first byte or -1)
-MP_FUNCTION(first_byte) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 1, 1);
-    const mp_buffer_t buffer = mp_get_buffer(mp, args[0], MP_READ);
+MP_FUNCTION(first_byte, 1, 1) {
+    const mp_buffer_t buffer = mp_buffer_of(mp, args[0], MP_READ);
     const mp_int_t byte = buffer.size != 0 ? *(const uint8_t *)buffer.data : -1;
     const mp_obj_t items[2] = {mp_new_uint(mp, buffer.size), mp_new_int(mp, byte)};
     return mp_new_tuple(mp, 2, items);
@@ -40,9 +38,8 @@ MP_FUNCTION(first_byte) {
 
 // shift(buffer, by): moves the bytes up in place; whether the first two blocks of `by` bytes are
 // then equal
-MP_FUNCTION(shift) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 2);
-    const mp_buffer_t buffer = mp_get_buffer(mp, args[0], MP_READ | MP_WRITE);
+MP_FUNCTION(shift, 2, 2) {
+    const mp_buffer_t buffer = mp_buffer_of(mp, args[0], MP_READ | MP_WRITE);
     const size_t by = (size_t)mp_get_int(mp, args[1]);
     if (by > buffer.size / 2) {
         mp_raise(mp, QSTR(ValueError), "the shift exceeds half of the buffer: give a smaller one");
@@ -53,16 +50,12 @@ MP_FUNCTION(shift) {
 }
 
 // square(i) -> from a constant table, so that constants in the image are read too
-MP_FUNCTION(square) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 1, 1);
-    return mp_new_int(mp, squares[(size_t)mp_get_int(mp, args[0]) & 3]);
-}
+MP_FUNCTION(square, 1, 1) { return mp_new_int(mp, squares[(size_t)mp_get_int(mp, args[0]) & 3]); }
 
 // read_at(file, offset, buffer)
-MP_FUNCTION(read_at) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 3, 3);
-    const mp_stream_t *stream = mp_get_stream(mp, args[0]);
-    const mp_buffer_t buffer = mp_get_buffer(mp, args[2], MP_WRITE);
+MP_FUNCTION(read_at, 3, 3) {
+    const mp_stream_t *stream = mp_stream_of(mp, args[0]);
+    const mp_buffer_t buffer = mp_buffer_of(mp, args[2], MP_WRITE);
     const uint32_t offset = (uint32_t)mp_get_int(mp, args[1]);
     const int error = mp_stream_read_at(stream, args[0], offset, buffer.data, buffer.size);
     if (error != 0) {
@@ -72,8 +65,7 @@ MP_FUNCTION(read_at) {
 }
 
 // callback(function, list, object): appends function(41, 1) to the list and returns object.value
-MP_FUNCTION(callback) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 3, 3);
+MP_FUNCTION(callback, 3, 3) {
     const mp_obj_t values[2] = {mp_new_int(mp, 41), mp_new_int(mp, 1)};
     mp_obj_t call[3];
     mp_load_method(mp, args[1], QSTR(append), call);
@@ -83,23 +75,17 @@ MP_FUNCTION(callback) {
 }
 
 // fail(): raises MemoryError
-MP_FUNCTION(fail) {
-    (void)args;
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 0, 0);
-    mp_raise(mp, QSTR(MemoryError), "no room for a test");
-}
+MP_FUNCTION(fail, 0, 0) { mp_raise(mp, QSTR(MemoryError), "no room for a test"); }
 
-MP_ENTRY {
-    (void)n_args, (void)n_kw, (void)args;
-    const mp_module_t *mp = mp_begin_module(self);
-    mp_store_global(mp, QSTR(ABI), mp_new_int(mp, 7));
-    mp_store_function(mp, QSTR(numbers), numbers);
-    mp_store_function(mp, QSTR(many), many);
-    mp_store_function(mp, QSTR(first_byte), first_byte);
-    mp_store_function(mp, QSTR(shift), shift);
-    mp_store_function(mp, QSTR(square), square);
-    mp_store_function(mp, QSTR(read_at), read_at);
-    mp_store_function(mp, QSTR(callback), callback);
-    mp_store_function(mp, QSTR(fail), fail);
-    return mp_none(mp);
-}
+#define EXPORTS(NUMBER, FUNCTION)                                                                 \
+    NUMBER(QSTR(ABI), 7)                                                                          \
+    FUNCTION(QSTR(numbers), numbers)                                                              \
+    FUNCTION(QSTR(many), many)                                                                    \
+    FUNCTION(QSTR(first_byte), first_byte)                                                        \
+    FUNCTION(QSTR(shift), shift)                                                                  \
+    FUNCTION(QSTR(square), square)                                                                \
+    FUNCTION(QSTR(read_at), read_at)                                                              \
+    FUNCTION(QSTR(callback), callback)                                                            \
+    FUNCTION(QSTR(fail), fail)
+
+MP_MODULE(probe, EXPORTS)

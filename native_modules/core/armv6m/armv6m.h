@@ -16,6 +16,11 @@
 #define SMALL
 #endif
 
+// Cortex-M0, M0+ and M1; for all others the files of this folder are empty.
+#if defined(__ARM_ARCH_6M__) && !defined(SPROUT_PLAIN_KERNELS)
+#define FITS
+
+#define __asm__(...) __asm__(".syntax unified\n" __VA_ARGS__) // gcc's own default is the old one
 #define NAKED __attribute__((naked, noinline))
 #pragma GCC diagnostic ignored "-Wunused-parameter" // of those functions
 
@@ -52,4 +57,5 @@ bool sp_requantizes(const uint8_t *records, uint32_t size, uint32_t n);
 void sp_store_mask(uint8_t *mask, uint32_t e, const int32_t *v, uint32_t step, uint32_t n,
                    uint32_t range);
 
+#endif
 #endif

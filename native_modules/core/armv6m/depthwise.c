@@ -8,6 +8,7 @@
 // the oldest row did, which is not needed any more.
 
 #include "armv6m.h"
+#ifdef FITS
 
 enum { WORDS = 176, TAPS = 50, RUN = 24 }; // on the stack: words, weights, outputs at a time
 
@@ -299,3 +300,5 @@ SMALL void sp_depthwise_block(const depthwise_t *d, const uint8_t *records, cons
         }
     }
 }
+
+#endif

@@ -3,6 +3,7 @@
 // words one instruction loads: 31 cycles for 8 products.
 
 #include "armv6m.h"
+#ifdef FITS
 
 enum { QUAD = 4, CHUNK = 48 }; // pixels, elements of a row of weights
 
@@ -131,3 +132,5 @@ uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, 
                ? grad_quads(c, records, first, n)
                : sp_conv_input_grad_block_plain(c, records, first, n);
 }
+
+#endif

@@ -11,6 +11,7 @@
 // Where two weights of -128 meet, half of the words are zero and everything is done twice.
 
 #include "armv6m.h"
+#ifdef FITS
 
 enum { QUAD = 4, CHUNK = 64 }; // pixels, elements of a row of weights
 
@@ -369,3 +370,5 @@ void sp_conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias,
         }
     }
 }
+
+#endif

@@ -6,6 +6,7 @@
 // first. The zero point is added along with that carry.
 
 #include "armv6m.h"
+#ifdef FITS
 
 // r2 = (r0 * (r5 << 16 | r4) + 2**30) >> 31; r0, r1 and r3 are lost.
 #define HIGH_MUL                                                                                  \
@@ -158,3 +159,5 @@ void sp_store_mask(uint8_t *mask, uint32_t e, const int32_t *v, uint32_t step, u
         *byte++ = (uint8_t)bits;
     }
 }
+
+#endif

@@ -1,6 +1,7 @@
 // Gradients of the weights of a pointwise convolution, and the steps they become.
 
 #include "armv6m.h"
+#ifdef FITS
 
 enum { PIXELS = 64 };
 
@@ -192,3 +193,5 @@ void sp_steps(int32_t *v, uint32_t n, int32_t factor, int32_t shift) {
         v[i] = step_of(v[i], factor, shift);
     }
 }
+
+#endif

@@ -2,6 +2,8 @@
 
 #include "armv7em.h"
 
+#ifdef FITS
+
 // v[i] += what p, a multiplier and a shift, make of element first + i. False: requantize does not
 // take them.
 __attribute__((noinline)) static bool add_terms(int32_t *v, const tensor_t *t, uint32_t first,
@@ -45,3 +47,5 @@ void sp_add_block(const add_t *d, uint32_t first, uint32_t n) {
         sp_store(out, v, n, first);
     }
 }
+
+#endif

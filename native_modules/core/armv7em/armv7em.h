@@ -7,6 +7,10 @@
 
 #include "../kernels.h"
 
+// Cortex-M4, M7, M33 and later; for all others the files of this folder are empty.
+#if defined(__ARM_FEATURE_DSP) && __ARM_ARCH_PROFILE == 'M' && !defined(SPROUT_PLAIN_KERNELS)
+#define FITS
+
 #define NAKED __attribute__((naked, noinline))
 #define INLINE static inline __attribute__((always_inline))
 
@@ -80,4 +84,5 @@ INLINE bool is_pointwise(const window_t *k, int32_t a, int32_t b) {
 void sp_store_mask(uint8_t *mask, uint32_t e, const int32_t *v, uint32_t step, uint32_t n,
                    int32_t low, uint32_t range);
 
+#endif
 #endif

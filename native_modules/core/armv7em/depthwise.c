@@ -2,6 +2,7 @@
 // into pairs, less the zero point, and each half multiplied by its own channel's weight.
 
 #include "armv7em.h"
+#ifdef FITS
 
 enum { FOUR = 4, TAPS = 49, COLUMNS = 7, RUN = 24 }; // channels; RUN: windows whose sums are kept
 
@@ -297,3 +298,5 @@ uint32_t sp_depthwise_input_grad_block(const depthwise_grad_t *d, const uint8_t 
     }
     return seen;
 }
+
+#endif

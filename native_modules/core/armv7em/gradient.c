@@ -2,6 +2,7 @@
 // what both say of a channel.
 
 #include "armv7em.h"
+#ifdef FITS
 
 // sum[i] += g0 * a[i] + g1 * b[i], with g the pair (g0, g1)
 static void add_pair(uint32_t g, const int8_t *a, const int8_t *b, uint32_t n, int32_t *sum) {
@@ -79,3 +80,5 @@ void sp_weight_gradient(const tensor_t *g, const tensor_t *x, const window_t *k,
         sp_weight_gradient_plain(g, x, k, o, first, n, sum);
     }
 }
+
+#endif

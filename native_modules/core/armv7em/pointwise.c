@@ -5,6 +5,7 @@
 // and one with channels 1 and 3.
 
 #include "armv7em.h"
+#ifdef FITS
 
 enum { QUAD = 4, CHUNK = 64 }; // pixels, elements of a row of weights
 
@@ -377,3 +378,5 @@ uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, 
     }
     return seen;
 }
+
+#endif

@@ -2,6 +2,8 @@
 
 #include "armv7em.h"
 
+#ifdef FITS
+
 // All |to * table| ored together, for n > 0 elements and as many channels.
 NAKED static uint64_t mask_gradient(const scale_t *s __attribute__((unused))) {
     // r1 q, r2 to, r3 mask, r4 table, r5 elements left, r6 channels left, r7 bits of the mask
@@ -68,3 +70,5 @@ void sp_scale(const scale_t *s, int32_t shift) {
         }
     }
 }
+
+#endif

@@ -1,6 +1,7 @@
 // Depthwise convolution on planes: a piece of one channel at a time, spread out as words.
 
 #include "rv32imc.h"
+#ifdef FITS
 
 // Words of a plane, sums at a time, taps.
 enum { PLANE = 176, SUMS = 48, TAPS = 49 };
@@ -207,3 +208,5 @@ void sp_depthwise_block(const depthwise_t *d, const uint8_t *records, const int3
         }
     }
 }
+
+#endif

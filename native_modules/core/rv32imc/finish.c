@@ -1,6 +1,7 @@
 // From sums to int8 values.
 
 #include "rv32imc.h"
+#ifdef FITS
 
 void sp_finish_sums(const output_t *out, const record_t *record, const int32_t *sum, uint32_t n,
                     uint32_t e, uint32_t step, bool small) {
@@ -24,3 +25,5 @@ void sp_finish_sums(const output_t *out, const record_t *record, const int32_t *
         sp_store(out, &v, 1, e);
     }
 }
+
+#endif

@@ -7,6 +7,7 @@
 // are T - H * 2**16.
 
 #include "rv32imc.h"
+#ifdef FITS
 
 enum { QUAD = 4, CHUNK = 64 }; // pixels, elements of a row of weights
 
@@ -218,3 +219,5 @@ uint32_t sp_conv_input_grad_block(const conv_grad_t *c, const uint8_t *records, 
                ? grad_quads(c, records, first, n)
                : sp_conv_input_grad_block_plain(c, records, first, n);
 }
+
+#endif

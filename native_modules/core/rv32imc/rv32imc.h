@@ -6,6 +6,10 @@
 
 #include "../kernels.h"
 
+// For all others the files of this folder are empty.
+#if defined(__riscv_mul) && __riscv_xlen == 32 && !defined(SPROUT_PLAIN_KERNELS)
+#define FITS
+
 #define OUT_OF_LINE __attribute__((noinline))
 
 // Elements e, e + step, ... from the n sums of one channel. Where `small`, the magnitudes of the
@@ -19,4 +23,5 @@ static inline bool is_small(const record_t *record, int32_t start, uint32_t n) {
            record->shift >= -31;
 }
 
+#endif
 #endif

@@ -3,6 +3,7 @@
 // extension of the sign.
 
 #include "xtensawin.h"
+#ifdef FITS
 
 enum { CHUNK = 48 }; // elements of a window
 
@@ -271,3 +272,5 @@ void sp_dot_rows_s16(const int16_t *x, const int8_t *w, uint32_t stride, uint32_
                      uint32_t n, int32_t *sum) {
     DOT_ROWS(*)
 }
+
+#endif

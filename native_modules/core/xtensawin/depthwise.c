@@ -2,6 +2,7 @@
 // their sums in registers and their weights turned round and widened to 16 bits.
 
 #include "xtensawin.h"
+#ifdef FITS
 
 enum { MOST_WEIGHTS = 320 };
 
@@ -206,3 +207,5 @@ void sp_depthwise_block(const depthwise_t *d, const uint8_t *records, const int3
         quad(d, records + i * d->size, bias ? bias + i : NULL, first + i);
     }
 }
+
+#endif

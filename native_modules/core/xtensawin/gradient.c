@@ -1,6 +1,7 @@
 // Gradients of convolutions of single pixels.
 
 #include "xtensawin.h"
+#ifdef FITS
 
 enum { CHUNK = 48 }; // channels
 
@@ -93,3 +94,5 @@ void sp_weight_gradient(const tensor_t *g, const tensor_t *x, const window_t *k,
         sum[i + 3] = (int32_t)s3;
     }
 }
+
+#endif

@@ -7,6 +7,7 @@
 // goes in before the last shift.
 
 #include "xtensawin.h"
+#ifdef FITS
 
 _Static_assert(offsetof(record_t, multiplier) == 4, "sp_requantize_quads has another record_t");
 _Static_assert(offsetof(record_t, shift) == 8, "sp_requantize_quads has another record_t");
@@ -108,3 +109,5 @@ void sp_keep(const output_t *out, uint32_t e, const int32_t *v, uint32_t n) {
     }
     *byte = (uint8_t)bits;
 }
+
+#endif

@@ -7,6 +7,10 @@
 
 #include "../kernels.h"
 
+// For all others the files of this folder are empty.
+#if defined(__XTENSA_WINDOWED_ABI__) && !defined(SPROUT_PLAIN_KERNELS)
+#define FITS
+
 #pragma GCC optimize("O2") // all else is compiled for size
 
 static inline int32_t load8(const int8_t *p) {
@@ -52,4 +56,5 @@ bool sp_requantizes(const uint8_t *records, uint32_t size, uint32_t n);
 // Keeps in the mask which of n channels' values v[0], v[4], ... lie inside the limits.
 void sp_keep(const output_t *out, uint32_t e, const int32_t *v, uint32_t n);
 
+#endif
 #endif

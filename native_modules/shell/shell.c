@@ -1,13 +1,15 @@
-// sprout_core: the C core as a MicroPython module. The package in device/sprout is its one user
-// and words the errors; here every function checks types, calls the core and returns its result,
-// 0 or a negative SPROUT_E code. No call allocates unless it raises.
+// sprout_core: the C core as a MicroPython module, native (../natmod) or in firmware (../usermod):
+// each has an mp_runtime.h of its own, which binds this to MicroPython. The package in
+// device/sprout is its one user and words the errors; here every function checks types, calls the
+// core and returns its result, 0 or a negative SPROUT_E code. No call allocates unless it raises.
 //
 // `memory` is the tuple (source, program, arena, trained, scratch, accum). source is the whole
 // blob in memory (bytes, a memoryview, a file of a ROMFS), used where it lies, or an open binary
 // file, from which the core reads what it needs when it needs it. accum may be None.
 
+#include "../core/sprout.h"
 #include "mp_runtime.h"
-#include "sprout.h"
+#include "stream.h"
 
 enum { ABI = 2, FORMAT = 2, MEMORY_ITEMS = 6 };
 
@@ -35,30 +37,30 @@ static void get_memory(const mp_module_t *mp, mp_obj_t tuple, sprout_memory_t *m
         memory->read = NULL;
         memory->read_ctx = NULL;
     } else {
-        file->stream = mp_get_stream(mp, source);
+        file->stream = mp_stream_of(mp, source);
         file->object = source;
         memory->blob = NULL;
         memory->blob_len = 0;
         memory->read = read_file;
         memory->read_ctx = file;
     }
-    buffer = mp_get_buffer(mp, items[4], MP_READ);
+    buffer = mp_buffer_of(mp, items[4], MP_READ);
     memory->program = buffer.data;
     memory->program_len = (uint32_t)buffer.size;
-    buffer = mp_get_buffer(mp, items[3], MP_WRITE);
+    buffer = mp_buffer_of(mp, items[3], MP_WRITE);
     memory->arena = buffer.data;
     memory->arena_len = (uint32_t)buffer.size;
-    buffer = mp_get_buffer(mp, items[2], MP_WRITE);
+    buffer = mp_buffer_of(mp, items[2], MP_WRITE);
     memory->trained = buffer.data;
     memory->trained_len = (uint32_t)buffer.size;
-    buffer = mp_get_buffer(mp, items[1], MP_WRITE);
+    buffer = mp_buffer_of(mp, items[1], MP_WRITE);
     memory->scratch = buffer.data;
     memory->scratch_len = (uint32_t)buffer.size;
     memory->accum = NULL;
     memory->accum_len = 0;
     memory->share = NULL;
     if (items[0] != mp_none(mp)) {
-        buffer = mp_get_buffer(mp, items[0], MP_WRITE);
+        buffer = mp_buffer_of(mp, items[0], MP_WRITE);
         memory->accum = buffer.data;
         memory->accum_len = (uint32_t)buffer.size;
     }
@@ -66,7 +68,7 @@ static void get_memory(const mp_module_t *mp, mp_obj_t tuple, sprout_memory_t *m
 
 // An array('i') of at least n items.
 static void *get_words(const mp_module_t *mp, mp_obj_t object, size_t n) {
-    const mp_buffer_t buffer = mp_get_buffer(mp, object, MP_WRITE);
+    const mp_buffer_t buffer = mp_buffer_of(mp, object, MP_WRITE);
     if (buffer.size / sizeof(int32_t) < n || (uintptr_t)buffer.data % sizeof(void *) != 0) {
         mp_raise(mp, QSTR(ValueError), "the array('i') of this call is too short");
     }
@@ -74,8 +76,7 @@ static void *get_words(const mp_module_t *mp, mp_obj_t object, size_t n) {
 }
 
 // check(memory): header, buffers and every operator
-MP_FUNCTION(check) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 1, 1);
+MP_FUNCTION(check, 1, 1) {
     sprout_memory_t memory;
     file_t file;
     get_memory(mp, args[0], &memory, &file);
@@ -87,8 +88,7 @@ static void *get_share(const mp_module_t *mp, mp_obj_t object) {
 }
 
 // run(memory, args[, share]): args is an array('i') in the order of sprout_run_t, results included
-MP_FUNCTION(run) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 1 + SPROUT_CORES);
+MP_FUNCTION(run, 2, 1 + SPROUT_CORES) {
     sprout_memory_t memory;
     file_t file;
     get_memory(mp, args[0], &memory, &file);
@@ -100,8 +100,7 @@ MP_FUNCTION(run) {
 }
 
 // apply(memory): accumulators into parameters
-MP_FUNCTION(apply) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 1, 1);
+MP_FUNCTION(apply, 1, 1) {
     sprout_memory_t memory;
     file_t file;
     get_memory(mp, args[0], &memory, &file);
@@ -109,19 +108,17 @@ MP_FUNCTION(apply) {
 }
 
 // set_input(memory, pixels, row=-1): pixels may be the input tensor's own bytes
-MP_FUNCTION(set_input) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 3);
+MP_FUNCTION(set_input, 2, 3) {
     sprout_memory_t memory;
     file_t file;
     get_memory(mp, args[0], &memory, &file);
-    const mp_buffer_t pixels = mp_get_buffer(mp, args[1], MP_READ);
+    const mp_buffer_t pixels = mp_buffer_of(mp, args[1], MP_READ);
     const int32_t row = n_args < 3 ? -1 : (int32_t)mp_get_int(mp, args[2]);
     return mp_new_int(mp, sprout_input(&memory, pixels.data, (uint32_t)pixels.size, row));
 }
 
 // probabilities(memory, n, p0, out): of the first n classes into the array('i') out, Q15
-MP_FUNCTION(probabilities) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 4, 4);
+MP_FUNCTION(probabilities, 4, 4) {
     sprout_memory_t memory;
     file_t file;
     get_memory(mp, args[0], &memory, &file);
@@ -131,10 +128,10 @@ MP_FUNCTION(probabilities) {
     return mp_new_int(mp, sprout_probabilities(&memory, (int32_t)n, p0, out));
 }
 
+#if SPROUT_CORES == 2
 // assist(share, stay): to be run by a second core, which returns after assist(share, False) of the
 // first. share is an array('i') of zeros.
-MP_FUNCTION(assist) {
-    const mp_module_t *mp = mp_begin(self, n_args, n_kw, 2, 2);
+MP_FUNCTION(assist, 2, 2) {
     void *share = get_share(mp, args[0]);
     if (mp_is_true(mp, args[1])) {
         sprout_assist(share);
@@ -143,20 +140,19 @@ MP_FUNCTION(assist) {
     }
     return mp_none(mp);
 }
+#define ASSIST(FUNCTION) FUNCTION(QSTR(assist), assist)
+#else
+#define ASSIST(FUNCTION)
+#endif
 
-// Runs when the module is imported.
-MP_ENTRY {
-    (void)n_args, (void)n_kw, (void)args;
-    const mp_module_t *mp = mp_begin_module(self);
-    mp_store_global(mp, QSTR(ABI), mp_new_int(mp, ABI));
-    mp_store_global(mp, QSTR(FORMAT), mp_new_int(mp, FORMAT));
-    mp_store_function(mp, QSTR(check), check);
-    mp_store_function(mp, QSTR(run), run);
-    mp_store_function(mp, QSTR(apply), apply);
-    mp_store_function(mp, QSTR(set_input), set_input);
-    mp_store_function(mp, QSTR(probabilities), probabilities);
-    if (SPROUT_CORES == 2) {
-        mp_store_function(mp, QSTR(assist), assist);
-    }
-    return mp_none(mp);
-}
+#define EXPORTS(NUMBER, FUNCTION)                                                                 \
+    NUMBER(QSTR(ABI), ABI)                                                                        \
+    NUMBER(QSTR(FORMAT), FORMAT)                                                                  \
+    FUNCTION(QSTR(check), check)                                                                  \
+    FUNCTION(QSTR(run), run)                                                                      \
+    FUNCTION(QSTR(apply), apply)                                                                  \
+    FUNCTION(QSTR(set_input), set_input)                                                          \
+    FUNCTION(QSTR(probabilities), probabilities)                                                  \
+    ASSIST(FUNCTION)
+
+MP_MODULE(sprout_core, EXPORTS)

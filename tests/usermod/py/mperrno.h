@@ -1,0 +1,3 @@
+// See runtime.h.
+
+#include "runtime.h"
