@@ -202,6 +202,7 @@ LEAN_ARMV6M = (
     "core/conv.c",
     "core/mean.c",
     "core/update.c",
+    "core/armv6m/depthwise.c",
     "core/armv6m/gradient.c",
     "core/armv6m/pointwise.c",
     "core/armv6m/update.c",
@@ -295,8 +296,9 @@ def find_names(files: Sequence[Path]) -> list[str]:
     """Every x of a QSTR(x) in C files, each once, sorted."""
     names = set()
     for file in files:
-        lines = [line for line in file.read_text().splitlines() if not line.startswith("#define QSTR")]
-        names |= set(re.findall(r"\bQSTR\((\w+)\)", "\n".join(lines)))
+        lines = file.read_text().splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("#define QSTR"))
+        names |= set(re.findall(r"\bQSTR\((\w+)\)", text))
     return sorted(names)
 
 

@@ -132,6 +132,19 @@ def test_the_full_plan_keeps_its_word(person_model, folder, capsys):
     assert "learns full: weights of" in capsys.readouterr().out
 
 
+def test_rows_take_less_memory_than_layers(person_model, folder, capsys):
+    arena = []
+    for options in (["--rows"], [], ["--whole-layers"]):
+        out = folder / "rows.sprout"
+        assert sprout("compile", person_model, "-o", out, "--plan", "last", *options) == 0
+        capsys.readouterr()
+        assert sprout("inspect", out, "--json") == 0
+        about = json.loads(capsys.readouterr().out)
+        arena.append(about["memory"]["arena"])
+        assert any(layer["rows"] for layer in about["layers"]) == ("--whole-layers" not in options)
+    assert arena == sorted(set(arena))
+
+
 def test_inspect_json_adds_up(blob, capsys):
     capsys.readouterr()
     assert sprout("inspect", blob, "--json") == 0
@@ -313,6 +326,8 @@ def test_compile_refuses(person_model, folder, capsys):
     for plan in ("nonsense", "b999", "99:1", "3:7", "nothere.json"):
         assert "plan" in complaint(capsys, "compile", person_model, *out, "--plan", plan)
     assert "class" in complaint(capsys, "compile", person_model, *out, "--classes", "a,a")
+    both = complaint(capsys, "compile", person_model, *out, "--rows", "--whole-layers")
+    assert "contradict" in both
     assert not (folder / "never.sprout").exists()
 
 

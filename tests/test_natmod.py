@@ -219,7 +219,7 @@ def test_names_missing_compiler_helpers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", build.TOOLCHAINS)
 def test_lean_files_are_those_of_the_module(arch: str) -> None:
-    files = {str(path.relative_to(build.HERE)) for path in build._module_sources(arch)}
+    files = {str(path.relative_to(build.HERE)) for path in build.module_sources(arch)}
     assert set(build.TOOLCHAINS[arch].lean) <= files
 
 

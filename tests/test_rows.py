@@ -31,7 +31,7 @@ Window = structure(
 )
 Output = structure("Output", min=INT, max=INT, zero_point=INT, y=WORD, mask=WORD)
 Conv = structure(
-    "Conv", x=Tensor, y=Tensor, out=Output, k=Window, size=WORD, multiplier=WORD,
+    "Conv", x=Tensor, y=Tensor, k=Window, size=WORD, multiplier=WORD, out=Output,
     single=ctypes.c_bool,
 )  # fmt: skip
 ConvGrad = structure(
@@ -109,7 +109,7 @@ def test_forward(processor: Processor, seed: int) -> None:
         output = Output(low, high, 3, y.address, mask.address * masked)
         k = Window(*kernel, *stride, top + begin, first[1], taps)
         size = 16 + padded.shape[1]
-        argument = Conv(x_rows, y_rows, output, k, size, 1, False)
+        argument = Conv(x_rows, y_rows, k, size, 1, output, False)
         name = "sp_depthwise_block" if deep else "sp_conv_block"
         rows.call(name, argument, records, 0, 0, n)
         result = processor.read(y), processor.read(mask)

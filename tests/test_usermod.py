@@ -79,8 +79,8 @@ def compile_all(sources: list[Path], arch: str, folder: Path, *flags: str) -> li
     objects = [folder / f"{i}.o" for i in range(len(sources))]
     for source, out in zip(sources, objects, strict=True):
         includes = (f"-I{CONTRACT}", f"-I{folder}", f"-I{USERMOD}")
-        command = [*build.WARNINGS, *includes, *flags, "-c", source, "-o", out]
-        build.ALL_TOOLCHAINS[arch].compile(command)
+        options = [*build.WARNINGS, *includes, *flags, "-o", out]
+        build.ALL_TOOLCHAINS[arch].compile(source, options)
     return objects
 
 

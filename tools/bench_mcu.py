@@ -5,9 +5,10 @@ tests/qemu.py says what that includes), and for the others cycles of the Cortex-
 tests/emulator.py (loads and stores 2, taken branches 2, others 1; code and data in RAM, no flash
 stalls).  A whole inference and a whole training step, operator by operator,
 of mlperf_vww_96_int8 and of mcunet-5fps with the 49 KB plan, beside the same without the kernels
-made for the processor.  For an RP2040 also with two cores that share layers: of each the longer
-half counts, without what the cores cost one another on the bus.  Every result is compared with the
-host engine's.  Channels that nothing needs are dropped by the compiler and not counted.  Needs
+made for the processor; and as they are compiled by default, the first layers by rows, which takes
+less memory.  For an RP2040 also with two cores that share layers: of each the longer half counts,
+without what the cores cost one another on the bus.  Every result is compared with the host
+engine's.  Channels that nothing needs are dropped by the compiler and not counted.  Needs
 ../shared/models, and for Xtensa what `make natmod-xtensawin` installs: without it the others are
 measured.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import sys
@@ -100,9 +102,9 @@ def plain_module(arch: str) -> Path:
     return build.build_module(sources, arch, out, lean=False)
 
 
-def compile_network(name: str) -> Blob:
+def compile_network(name: str, save: bool = True) -> Blob:
     classes = ["no_person", "person"] if name.endswith(".pkl") else None
-    return compile_model(common.SHARED / "models" / name, NETWORKS[name], classes)
+    return compile_model(common.SHARED / "models" / name, NETWORKS[name], classes, save=save)
 
 
 def some_input(blob: Blob) -> np.ndarray:
@@ -111,8 +113,11 @@ def some_input(blob: Blob) -> np.ndarray:
 
 
 def measure(name: str, cpu: str, plain: bool, profile: bool) -> dict[str, Any]:
-    """Run an inference and a step of one network on one processor."""
-    blob = compile_network(name)
+    """Run an inference and a step of one network on one processor, layer by layer.
+
+    With the processor's own kernels also as the network is compiled by default.
+    """
+    blob = compile_network(name, save=False)
     data = blob.to_bytes()
     processor = emulate(cpu, plain_module(CPUS[cpu].arch) if plain else None)
     net, engine = Net(data, processor), Engine(data)
@@ -153,24 +158,33 @@ def measure(name: str, cpu: str, plain: bool, profile: bool) -> dict[str, Any]:
         if profile:
             ranked = sorted(functions.items(), key=lambda item: -item[1].cycles)
             result[what]["functions"] = {k: [v.cycles, v.instructions] for k, v in ranked}
-    if cpu == "cortex-m0" and not plain:
-        result["two_cores"] = two_cores(name, cpu)
+    if not plain:
+        small = compile_network(name)
+        result["by_rows"] = whole_runs(small, cpu) | {"arena": [small.arena_len, blob.arena_len]}
+        if cpu == "cortex-m0":
+            result["two_cores"] = whole_runs(blob, cpu, halves=True)
     return result
 
 
-def two_cores(name: str, cpu: str) -> dict[str, int]:
-    """Cycles of an inference and of a step where a second core takes its half of each layer."""
-    blob = compile_network(name)
-    net = Net(blob.to_bytes(), emulate(cpu, halves=True))
-    net.set_input(some_input(blob))
+def whole_runs(blob: Blob, cpu: str, halves: bool = False) -> dict[str, Any]:
+    """Cycles and instructions of an inference and of a step.
+
+    With ``halves`` a second core takes its half of each layer, which costs nothing then.
+    """
+    net = Net(blob.to_bytes(), emulate(cpu, halves=halves))
     result = {}
     for what, mode, last in (
         ("inference", PREDICT, blob.n_forward), ("step", LEARN, len(blob.ops)),
     ):  # fmt: skip
+        net.set_input(some_input(blob))
         net.cpu.reset_count()
-        with net.saved() as saved:
+        with net.saved() if halves else contextlib.nullcontext([]) as saved:
             net.run_ops(0, last, mode, **ARGUMENTS)
-        result[what] = net.cpu.count().cycles - sum(saved)
+        count = net.cpu.count()
+        result[what] = {
+            "cycles": count.cycles - sum(saved),
+            "instructions": count.instructions,
+        }
     return result
 
 
@@ -211,13 +225,19 @@ def print_result(result: dict[str, Any], plain: dict[str, Any] | None) -> None:
                 other = plain[what]["kernels"].get(kind, plain[what])
                 line += ["", *(millions(other[key]) for key in ("instructions", "cycles"))]
             print(f"  {kind:28}" + "".join(f"{cell:>9}" for cell in line))
+        unit = "cycles" if cpu == "cortex-m0" else "instructions"
+        if "by_rows" in result:
+            small, large = result["by_rows"]["arena"]
+            print(
+                f"  {'':28}by rows: {millions(result['by_rows'][what][unit])} M {unit}, with "
+                f"{small:,} bytes of arena for {large:,}"
+            )
         if "two_cores" in result:
-            cycles = result["two_cores"][what]
+            cycles = result["two_cores"][what]["cycles"]
             print(
                 f"  {'':28}two cores (RP2040): {millions(cycles)} M cycles, "
                 f"{whole['cycles'] / cycles:.2f} times as fast (no waiting for the bus)"
             )
-        unit = "cycles" if cpu == "cortex-m0" else "instructions"
         if what == "step":
             ratio = whole[unit] / result["inference"][unit]
             goal = f"; goal: {STEP_GOALS[network]}" if network in STEP_GOALS else ""

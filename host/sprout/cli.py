@@ -143,6 +143,9 @@ def cli() -> None:
 @click.option(
     "--rows", is_flag=True, help="Frames arrive row by row, net.feed(rows): no room for a whole."
 )
+@click.option(
+    "--whole-layers", is_flag=True, help="Run layer by layer: up to 8 % faster, with more RAM."
+)
 def compile_command(
     model: Path,
     output: Path | None,
@@ -153,12 +156,15 @@ def compile_command(
     seed: int,
     input_range: tuple[float, float] | None,
     rows: bool,
+    whole_layers: bool,
 ) -> None:
     """Make a blob for the board from MODEL, a .tflite or an MCUNet .pkl, and a plan."""
     from . import inspect
     from .compile import compile_model
 
     exists(model, "give the name of a .tflite or an MCUNet .pkl file")
+    if rows and whole_layers:
+        raise SproutError("--rows and --whole-layers contradict each other: give one of them.")
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     blob = compile_model(
         model,
@@ -169,6 +175,7 @@ def compile_command(
         input_range=input_range,
         fractions=fractions,
         rows=rows,
+        save=not whole_layers,
     )
     raw = blob.to_bytes()
     output = output or Path(model.stem + ".sprout")

@@ -58,13 +58,14 @@ def layers(blob: blobs.Blob) -> list[dict[str, Any]]:
     """Return the forward operators in order, gathers for training left out.
 
     Keys: ``kind``, ``name``, ``conv`` (its number in the plan, None for others), ``input`` and
-    ``output`` (shapes [h, w, c]), ``macs``, ``learns`` (rows of ``info["trained"]``).
+    ``output`` (shapes [h, w, c]), ``macs``, ``rows`` (how many it computes at a time, None for
+    all), ``learns`` (rows of ``info["trained"]``).
     """
     info = _info(blob)
     result = []
     conv = 0
     for op, about in zip(blob.ops[: blob.n_forward], info["ops"], strict=False):
-        if op.kind == "gather":
+        if op.kind in ("gather", "stream"):
             continue
         number = None
         if op.kind in ("conv", "depthwise"):
@@ -78,6 +79,7 @@ def layers(blob: blobs.Blob) -> list[dict[str, Any]]:
                 "input": list(blob.tensors[op.t[0]].shape),
                 "output": list(blob.tensors[op.t[2 if op.kind == "add" else 1]].shape),
                 "macs": about["macs"],
+                "rows": op.p[11] if op.flags & blobs.MEMBER else None,
                 "learns": [
                     t for t in info["trained"] if number is not None and t["conv"] == number
                 ],
@@ -91,8 +93,8 @@ def show(blob: blobs.Blob, file_len: int, console: Console) -> None:
     about = f"{blob.meta.get('name', 'model')}: {classes_text(blob)}"
     for line in (about, learns_text(blob)):
         console.print(line, markup=False, soft_wrap=True)
-    table = Table("#", "layer", "in", "out", "MACs", "learns", box=None, pad_edge=False)
-    for column in table.columns[2:5]:
+    table = Table("#", "layer", "in", "out", "MACs", "rows", "learns", box=None, pad_edge=False)
+    for column in table.columns[2:6]:
         column.justify = "right"
     for layer in layers(blob):
         table.add_row(
@@ -101,6 +103,7 @@ def show(blob: blobs.Blob, file_len: int, console: Console) -> None:
             shape_text(layer["input"]),
             shape_text(layer["output"]),
             f"{layer['macs']:,}" if layer["macs"] else "",
+            str(layer["rows"] or ""),
             ", ".join(_learns_text(t, layer) for t in layer["learns"]),
         )
     console.print(table)

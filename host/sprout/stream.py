@@ -191,7 +191,8 @@ class _Costs:
         best = make_group(self.ops, first, last, passing, fed)
         for rows_out in (2, 4, 8, 16) if limit else ():
             more = make_group(self.ops, first, last, passing, fed, rows_out)
-            if self.of(more) > limit:
+            whole = fed is not None and id(fed) not in more.rows
+            if whole or self.of(more) > limit:
                 break
             best = more
         return best

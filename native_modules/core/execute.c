@@ -132,6 +132,9 @@ int32_t sprout_run(const sprout_memory_t *memory, sprout_run_t *run) {
             }
             sp_dispatch(&e, &op);
         }
+        if (HAS(STREAM) && e.group.n && e.error == SPROUT_OK) {
+            sp_run_group(&e);
+        }
         if (e.error != SPROUT_OK) {
             run->error_op = i;
             run->detail = e.detail;

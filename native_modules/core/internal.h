@@ -66,6 +66,12 @@ typedef struct {
     int32_t top;
 } view_t;
 
+// A group: its members in the order of the program.
+typedef struct {
+    op_t *op;
+    int32_t n;
+} group_t;
+
 // Constants that a group keeps in memory while it runs.
 typedef struct {
     const uint8_t *data;
@@ -82,6 +88,7 @@ typedef struct {
     int32_t error, detail;
     const view_t *view; // NULL: operators see whole tensors
     kept_t kept;
+    group_t group; // what sp_stream made ready
 } exec_t;
 
 // A bound tensor. `data` is NULL where an optional one is missing.
@@ -235,6 +242,9 @@ kernel_t sp_pad, sp_pad_grad, sp_gather;                                       /
 kernel_t sp_requantize, sp_scale_grad;                                         // scale.c
 kernel_t sp_softmax, sp_cross_entropy;                                         // softmax.c
 kernel_t sp_stream;                                                            // stream.c
-kernel_t sp_bias_update, sp_conv_weight_update, sp_depthwise_weight_update;    // update.c
+
+// Runs the group that sp_stream made ready: not there, where the stack is deeper.
+void sp_run_group(exec_t *e);
+kernel_t sp_bias_update, sp_conv_weight_update, sp_depthwise_weight_update; // update.c
 
 #endif

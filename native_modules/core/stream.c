@@ -19,12 +19,6 @@ typedef struct {
     int16_t first, next;
 } held_t;
 
-// The members in the order of the program.
-typedef struct {
-    op_t *op;
-    int32_t n;
-} group_t;
-
 _Static_assert(sizeof(held_t) == 4, "held_t is not what a group's buffer has");
 _Static_assert(sizeof(view_t) == 28, "view_t is not what a group's buffer has");
 
@@ -111,13 +105,8 @@ static APART bool make_room(exec_t *e, const group_t *g, int32_t k, int32_t n) {
     int8_t *to = t.data;
     const int8_t *from = to + (uint32_t)drop * row;
     uint32_t i = 0;
-    if (((row | (uint32_t)(uintptr_t)to) & 15) == 0) {
-        for (; i < left; i += 16) {
-            const int32_t *s = (const int32_t *)(const void *)(from + i);
-            const int32_t a = s[0], b = s[1], c = s[2], d = s[3];
-            int32_t *words = (int32_t *)(void *)(to + i);
-            words[0] = a, words[1] = b, words[2] = c, words[3] = d;
-        }
+    for (; ((row | (uint32_t)(uintptr_t)to) & 3) == 0 && i < left; i += 4) {
+        *(int32_t *)(void *)(to + i) = *(const int32_t *)(const void *)(from + i);
     }
     for (; i < left; ++i) {
         to[i] = from[i];
@@ -207,10 +196,12 @@ static APART void check_members(exec_t *e, const op_t *op, int32_t n) {
     }
 }
 
-static bool has_finished(exec_t *e, const group_t *g) {
+static APART void check_finished(exec_t *e, const group_t *g) {
     const op_t *last = &g->op[g->n - 1];
     const tensor_row_t *y = sp_row_of(e, last->tensor[inputs_of(last)]);
-    return y && held_of(g)[g->n - 1].next == y->h;
+    if (!y || held_of(g)[g->n - 1].next != y->h) {
+        sp_fail(e, SPROUT_E_INPUT, 0);
+    }
 }
 
 void sp_stream(exec_t *e, const op_t *op) {
@@ -224,13 +215,18 @@ void sp_stream(exec_t *e, const op_t *op) {
     if (sp_stop(e)) {
         return;
     }
-    if (!fed) {
+    if (fed) {
+        check_finished(e, &g);
+    } else {
         start_group(e, op, &g, constants);
-        run_group(e, &g);
+        e->group = g;
     }
-    if (!has_finished(e, &g)) {
-        sp_fail(e, fed ? SPROUT_E_INPUT : SPROUT_E_PARAMETER, 0);
-    }
+}
+
+void sp_run_group(exec_t *e) {
+    run_group(e, &e->group);
+    check_finished(e, &e->group);
+    e->group.n = 0;
     e->kept = (kept_t){0};
 }
 

@@ -9,13 +9,6 @@
 
 #include "../kernels.h"
 
-// Where size counts more than time.
-#if defined(__clang__)
-#define SMALL __attribute__((minsize))
-#else
-#define SMALL
-#endif
-
 // Cortex-M0, M0+ and M1; for all others the files of this folder are empty.
 #if defined(__ARM_ARCH_6M__) && !defined(SPROUT_PLAIN_KERNELS)
 #define FITS

@@ -10,7 +10,7 @@
 #include "armv6m.h"
 #ifdef FITS
 
-enum { WORDS = 176, TAPS = 50, RUN = 24 }; // on the stack: words, weights, outputs at a time
+enum { WORDS = 160, TAPS = 50, RUN = 24 }; // on the stack: words, weights, outputs at a time
 
 typedef struct {
     uint32_t out_step, a_step, b_step; // bytes
@@ -250,7 +250,7 @@ static int32_t width_of(const window_t *k, int32_t rows) {
 }
 
 // For channels with a weight of -128 and kernels that there is no room for.
-SMALL __attribute__((noinline)) static void run_slowly(channel_t *t, uint32_t input) {
+__attribute__((noinline)) static void run_slowly(channel_t *t, uint32_t input) {
     const tensor_t *x = &t->d->x, *y = &t->d->y;
     const window_t *k = &t->d->k;
     for (int32_t oy = 0; oy < y->h; ++oy) {
@@ -270,8 +270,8 @@ SMALL __attribute__((noinline)) static void run_slowly(channel_t *t, uint32_t in
     }
 }
 
-SMALL void sp_depthwise_block(const depthwise_t *d, const uint8_t *records, const int32_t *bias,
-                              uint32_t first, uint32_t n) {
+void sp_depthwise_block(const depthwise_t *d, const uint8_t *records, const int32_t *bias,
+                        uint32_t first, uint32_t n) {
     const window_t *k = &d->k;
     const int32_t width = width_of(k, (d->y.h + 1) >> 1);
     const uint32_t twos = ((uint32_t)k->taps + 1) >> 1;

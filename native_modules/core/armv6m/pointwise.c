@@ -13,7 +13,7 @@
 #include "armv6m.h"
 #ifdef FITS
 
-enum { QUAD = 4, CHUNK = 64 }; // pixels, elements of a row of weights
+enum { QUAD = 4, CHUNK = 48 }; // pixels, elements of a row of weights
 
 // Puts n elements of pixels a and b into out[0], out[1], out[4], out[5], ...; n is even.
 NAKED static void pack_pair(uint32_t *out, const int8_t *a, const int8_t *b, uint32_t n) {
