@@ -381,7 +381,7 @@ def code_digest(thing: object) -> str:
             node.body = node.body[1:]
     imports = (ast.Import, ast.ImportFrom)
     tree.body = [node for node in tree.body if not isinstance(node, imports)]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
 
 
 def parameters_digest(graph: Graph) -> str:

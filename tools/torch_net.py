@@ -194,10 +194,11 @@ class FloatNet:
         parts: list[list[torch.Tensor]] = [[] for _ in kept]
         source = self.graph.input
         reals = (torch.as_tensor(table).float() - source.zero_point) * source.scale
+        reals = reals.to(self.device)
         with torch.no_grad():
             for i in range(0, len(pixels), 50):
-                real = reals[torch.as_tensor(pixels[i : i + 50]).int()]
-                real = real.permute(0, 3, 1, 2).contiguous()[None].to(self.device)
+                real = reals[torch.as_tensor(pixels[i : i + 50]).to(self.device).int()]
+                real = real.permute(0, 3, 1, 2).contiguous()[None]
                 values = self.run({id(source): real}, 0, self.cut)
                 for part, t in zip(parts, kept, strict=True):
                     part.append(values[id(t)][0].clone())
