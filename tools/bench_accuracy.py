@@ -21,9 +21,9 @@ The protocol, written before its first run; nothing in it looks at a test pictur
 - Bare int8 weights, without the 4 bits below their LSB, learn at the one rate of their row.
 
 Every finished run is kept in build/bench-accuracy, so that a bench that was stopped goes on where
-it was.  The float runs of a row learn side by side, on a CUDA device if there is one.  All of it
-is some ten hours of one core and an hour of a GPU.  Needs PyTorch (requirements-train.txt) and
-../shared.
+it was; ``--kept`` prints what there is.  The float runs of a row learn side by side, on a CUDA
+device if there is one.  All of it is some ten hours of one core and five minutes of a large GPU.
+Needs PyTorch (requirements-train.txt) and ../shared.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ GOAL = 0.5
 
 SIDES = {"int": "int8 + fractions", "float": "float32", "bare": "bare int8"}
 """Integers whose trained weights keep 4 bits below their LSB, floats, integers without them."""
+
+NOT_RUN = "not run"
 
 TUNING_SEEDS = (100, 101, 102)
 
@@ -116,11 +118,14 @@ class Bench:
 
 
 class Runs:
-    """Makes runs, or finds them in build/bench-accuracy: ``results`` by task and side."""
+    """Makes runs, or finds them in build/bench-accuracy: ``results`` by side and task.
 
-    def __init__(self, benches: dict[str, Bench], jobs: int) -> None:
+    With ``kept`` it makes none.
+    """
+
+    def __init__(self, benches: dict[str, Bench], jobs: int, kept: bool = False) -> None:
         self.data = {name: bench.data for name, bench in benches.items()}
-        self.jobs = jobs
+        self.jobs, self.kept = jobs, kept
         self.results: dict[tuple[str, Task], dict[str, Any]] = {}
 
     def make(self, groups: Sequence[tuple[str, list[Task]]], only: str | None) -> None:
@@ -128,15 +133,22 @@ class Runs:
         floats = [tasks for side, tasks in groups if side == "float" and only != "int"]
         integers = [t for side, tasks in groups if side != "float" for t in tasks]
         if only != "float":
-            found = common.learn_all(integers, self.data, self.jobs)
-            self.results.update({("int", t): r for t, r in zip(integers, found, strict=True)})
+            self._add("int", integers, common.learn_all(integers, self.data, self.jobs, self.kept))
         for tasks in floats:
-            found = learn_floats(tasks, self.data[tasks[0][0].dataset])
-            self.results.update({("float", t): r for t, r in zip(tasks, found, strict=True)})
+            data = self.data[tasks[0][0].dataset]
+            self._add("float", tasks, learn_floats(tasks, data, self.kept))
+
+    def _add(
+        self, where: str, tasks: Sequence[Task], found: Sequence[dict[str, Any] | None]
+    ) -> None:
+        both = zip(tasks, found, strict=True)
+        self.results.update({(where, task): r for task, r in both if r is not None})
 
     def accuracies(self, side: str, tasks: Sequence[Task]) -> list[float]:
-        """Return the accuracies (percent) of runs that were made."""
+        """Return the accuracies (percent) of runs, none of them if one is missing."""
         where = "float" if side == "float" else "int"
+        if any((where, task) not in self.results for task in tasks):
+            return []
         return [self.results[where, task]["accuracy"] for task in tasks]
 
 
@@ -144,8 +156,13 @@ class Runs:
 # Float32
 
 
-def learn_floats(tasks: Sequence[Task], data: Dataset) -> list[dict[str, Any]]:
-    """Return the results of float runs that differ in seed and rate only, learned side by side."""
+def learn_floats(
+    tasks: Sequence[Task], data: Dataset, kept: bool = False
+) -> list[dict[str, Any] | None]:
+    """Return the results of float runs that differ in seed and rate only, learned side by side.
+
+    With ``kept`` only those in build/bench-accuracy, None for the others.
+    """
     first, on = tasks[0]
     classes = CLASSES[data.name]
     nets = {s: common.network(classes, s, first.plan) for s in {run.seed for run, _ in tasks}}
@@ -153,6 +170,8 @@ def learn_floats(tasks: Sequence[Task], data: Dataset) -> list[dict[str, Any]]:
     codes = {s: code + common.parameters_digest(net) for s, net in nets.items()}
     keys = [common.run_key("float", data.tag(on), codes[run.seed], run) for run, _ in tasks]
     todo = [i for i, key in enumerate(keys) if not common.cache_path(FOLDER, key).exists()]
+    if kept:
+        return [None if i in todo else common.cached(FOLDER, k) for i, k in enumerate(keys)]
     if todo:
         missing = [tasks[i][0] for i in todo]
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -272,19 +291,26 @@ class Rates:
         return sorted({self.shared, self.own[side]})
 
 
-def choose(bench: Bench, row: Row, runs: Runs) -> Rates:
-    """Return the rates with the best held-out accuracies: of both sides, and of each."""
+def choose(bench: Bench, row: Row, runs: Runs) -> Rates | None:
+    """Return the rates with the best held-out accuracies, of both sides and of each.
+
+    None if a run that they need is missing.
+    """
     grid, scores = GRIDS[row.plan], {}
     for side in ("int", "float"):
         found = runs.accuracies(side, bench.tuning(row, side))
+        if not found:
+            return None
         scores[side] = np.reshape(found, (len(grid), -1)).mean(1)
     own = {side: grid[int(score.argmax())] for side, score in scores.items()}
     both = grid[int((scores["int"] + scores["float"]).argmax())]
     return Rates(both, own, {side: score.tolist() for side, score in scores.items()})
 
 
-def tests(bench: Bench, row: Row, rates: Rates) -> list[tuple[str, list[Task]]]:
+def tests(bench: Bench, row: Row, rates: Rates | None) -> list[tuple[str, list[Task]]]:
     """Return the runs that a row of the table needs, by side."""
+    if rates is None:
+        return []
     groups = [
         (side, [task for rate in rates.all(side) for task in bench.tests(row, side, rate)])
         for side in ("int", "float")
@@ -292,60 +318,69 @@ def tests(bench: Bench, row: Row, rates: Rates) -> list[tuple[str, list[Task]]]:
     return groups + ([("bare", bench.tests(row, "bare", rates.shared))] if row.bare else [])
 
 
-def result_of(bench: Bench, row: Row, rates: Rates, runs: Runs) -> dict[str, Any]:
-    """Return a row's results: accuracies by seed at the one rate and at each side's own."""
-    result: dict[str, Any] = {"plan": row.plan, "batch": row.batch, "grid": GRIDS[row.plan]}
-    result["held_out"] = rates.scores
+def result_of(bench: Bench, row: Row, rates: Rates | None, runs: Runs) -> dict[str, Any]:
+    """Return a row's results: accuracies by seed at the one rate and at each side's own.
+
+    A list is empty where a run is missing.
+    """
+    result: dict[str, Any] = {"plan": row.plan, "batch": row.batch, "seeds": row.seeds}
+    result |= {"grid": GRIDS[row.plan], "held_out": rates and rates.scores}
 
     def reading(rate: dict[str, float]) -> dict[str, Any]:
         found = {s: runs.accuracies(s, bench.tests(row, s, rate[s])) for s in ("int", "float")}
         return {"rate": rate, **found, "difference": difference(found["int"], found["float"])}
 
-    result["one_rate"] = reading({"int": rates.shared, "float": rates.shared})
-    result["own_rates"] = reading(rates.own)
-    if row.bare:
-        bare = runs.accuracies("bare", bench.tests(row, "bare", rates.shared))
-        result["one_rate"]["bare"] = bare
+    if rates:
+        result["one_rate"] = reading({"int": rates.shared, "float": rates.shared})
+        result["own_rates"] = reading(rates.own)
+        if row.bare:
+            bare = bench.tests(row, "bare", rates.shared)
+            result["one_rate"]["bare"] = runs.accuracies("bare", bare)
     return result
 
 
-def difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float | None]:
+def difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float | None] | None:
     """Return mean and standard error of a - b, paired by seed, and the mean of the first three."""
+    if not (a and b):
+        return None
     by_seed = np.subtract(a, b)
     error = float(by_seed.std(ddof=1) / len(by_seed) ** 0.5) if len(by_seed) > 1 else None
     return {"mean": float(by_seed.mean()), "error": error, "three": float(by_seed[:3].mean())}
 
 
-def plus_minus(value: dict[str, float | None]) -> str:
+def plus_minus(value: dict[str, float | None] | None) -> str:
     """Return "mean +- standard error"."""
+    if value is None:
+        return NOT_RUN
     error = value["error"]
     return f"{value['mean']:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
+def cells(row: dict[str, Any], reading: str) -> list[str]:
+    """Return the cells of a row of ``show``'s tables."""
+    first = [TITLES[row["plan"]], f"{row['batch']}"]
+    if reading not in row:
+        return [*first, NOT_RUN, NOT_RUN, "", "", "", "", ""]
+    found = row[reading]
+    means = {s: f"{np.mean(found[s]):.2f}" if found[s] else NOT_RUN for s in SIDES if s in found}
+    apart = found["difference"]
+    rates = dict.fromkeys(f"{rate:g}" for rate in found["rate"].values())
+    three = f"{apart['three']:+.2f}" if apart else ""
+    return [
+        *first, *(means.get(s, "") for s in SIDES), plus_minus(apart) if apart else "", three,
+        f"{row['seeds']}", " / ".join(rates),
+    ]  # fmt: skip
+
+
 def show(results: dict[str, list[dict[str, Any]]]) -> None:
     """Print two tables per data set: one rate for both sides, each side at its own."""
+    header = ["learns", "batch", *SIDES.values(), "difference", "first 3 seeds", "seeds", "rate"]
     for name, rows in results.items():
         samples, epochs = TRAIN[name]
         print(f"\n{name}: {samples:,} samples, {epochs} epochs; accuracy in percent")
         for reading, title in (("one_rate", "one rate"), ("own_rates", "own rates")):
-            lines = []
-            for r in rows:
-                found = r[reading]
-                rates = [f"{rate:g}" for rate in found["rate"].values()]
-                lines.append(
-                    [
-                        TITLES[r["plan"]],
-                        r["batch"],
-                        *(f"{np.mean(found[s]):.2f}" if s in found else "" for s in SIDES),
-                        plus_minus(found["difference"]),
-                        f"{found['difference']['three']:+.2f}",
-                        len(found["int"]),
-                        " / ".join(dict.fromkeys(rates)),
-                    ]
-                )
             print(f"\n{title}\n")
-            header = ["learns", "batch", *SIDES.values(), "difference", "first 3 seeds", "seeds"]
-            common.print_table([*header, "rate"], lines)
+            common.print_table(header, [cells(row, reading) for row in rows])
 
 
 def main() -> None:
@@ -358,13 +393,14 @@ def main() -> None:
     parser.add_argument(
         "--tune", action="store_true", help="with --side: to choose the rates, no more"
     )
+    parser.add_argument("--kept", action="store_true", help="the table of the runs made so far")
     common.add_jobs(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     rows = [ROWS[int(i)] for i in args.rows.split(",")] if args.rows else ROWS
     benches = {name: Bench(name, args.quick) for name in args.datasets.split(",")}
-    runs = Runs(benches, args.jobs)
+    runs = Runs(benches, args.jobs, args.kept)
     # The first row is that of the goal; of the others the longest first.
     order = [(bench, row) for row in [rows[0], *rows[:0:-1]] for bench in benches.values()]
     tuning = [(s, bench.tuning(row, s)) for bench, row in order for s in ("int", "float")]
@@ -381,12 +417,14 @@ def main() -> None:
         for name, bench in benches.items()
     }
     show(results)
-    if not args.quick:
-        print(f"\n{TITLES[rows[0].plan]}; integers minus float32, the goal is -{GOAL} or better:")
-        for name, found in results.items():
-            one, own = (plus_minus(found[0][k]["difference"]) for k in ("one_rate", "own_rates"))
-            print(f"  {name}: {one} points with one rate, {own} with own rates")
-        common.write_json("accuracy", {"model": "mcunet-5fps", "goal": GOAL, "results": results})
+    if args.quick:
+        return
+    print(f"\n{TITLES[rows[0].plan]}; integers minus float32, the goal is -{GOAL} or better:")
+    for name, found in results.items():
+        apart = [found[0].get(key, {}).get("difference") for key in ("one_rate", "own_rates")]
+        one, own = map(plus_minus, apart)
+        print(f"  {name}: {one} with one rate, {own} with own rates")
+    common.write_json("accuracy", {"model": "mcunet-5fps", "goal": GOAL, "results": results})
 
 
 if __name__ == "__main__":

@@ -323,17 +323,22 @@ def _make(number: int) -> dict[str, Any]:
 
 
 def learn_all(
-    tasks: Sequence[Task], data: Mapping[str, Dataset], jobs: int
-) -> list[dict[str, Any]]:
-    """Return the results of integer runs: those kept, and the others made, ``jobs`` at a time."""
+    tasks: Sequence[Task], data: Mapping[str, Dataset], jobs: int, kept: bool = False
+) -> list[dict[str, Any] | None]:
+    """Return the results of integer runs: those kept, and the others made, ``jobs`` at a time.
+
+    With ``kept`` nothing is made, and the others are None.
+    """
     load_library()  # built once
     tags = [data[run.dataset].tag(on) for run, on in tasks]
     with _pool(jobs) as pool:
         prepared = list(pool.map(_prepare, tasks, tags))
-    todo = [i for i, (key, _) in enumerate(prepared) if not cache_path(FOLDER, key).exists()]
+    todo = {i for i, (key, _) in enumerate(prepared) if not cache_path(FOLDER, key).exists()}
+    if kept:
+        return [None if i in todo else cached(FOLDER, key) for i, (key, _) in enumerate(prepared)]
     replays: dict[Any, Replay] = {}
     wanted = []
-    for i in todo:
+    for i in sorted(todo):
         (run, on), (key, blob) = tasks[i], prepared[i]
         found = {}
         for part in ("train", on):
