@@ -8,17 +8,21 @@ rest.  The results are those of whole steps, bit for bit (``check_replay``).
 
 from __future__ import annotations
 
+import argparse
 import ast
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import importlib.util
 import inspect
 import json
+import multiprocessing
+import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +36,7 @@ from sprout import compile as compiler  # noqa: E402
 from sprout import frontends, passes  # noqa: E402
 from sprout import plan as plans  # noqa: E402
 from sprout.blob import Blob  # noqa: E402
-from sprout.engine import LEARN, Engine  # noqa: E402
+from sprout.engine import LEARN, Engine, load_library  # noqa: E402
 from sprout.frontends.head import replace_head  # noqa: E402
 from sprout.graph import Graph  # noqa: E402
 from sprout.schedule import rate_at, rate_parts, sample_order  # noqa: E402
@@ -41,6 +45,15 @@ Array = np.ndarray
 MODEL = SHARED / "models" / "mcunet-5fps.pkl"
 PLAN = "b20,24:1/4,27:1/2,30:1/2"
 SIZE = 128
+FOLDER = "bench-accuracy"
+"""Folder of build/ with the finished runs of all benches."""
+
+CIFAR = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+CLASSES = {"person": ("no_person", "person"), "cifar10": CIFAR}
+TRAIN = {"person": (4000, 3), "cifar10": (10000, 2)}
+"""Samples and epochs; the samples are the first of the training set."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -74,6 +87,49 @@ def load(name: str, limit: int | None = None) -> tuple[Samples, list[str]]:
     return Samples(x, y), classes
 
 
+class Dataset:
+    """What a network learns, what its rate is chosen on, and what it is tested on.
+
+    Parts: "train", the first ``samples`` of the training set; "held_out", all of it that no run
+    learns; "test".  Pictures are read at first use.  ``quick`` keeps 100 pictures of the last two.
+    """
+
+    def __init__(self, name: str, samples: int, quick: bool = False) -> None:
+        self.name, self.samples = name, samples
+        self.limit = 100 if quick else None
+
+    @functools.cached_property
+    def _train(self) -> Samples:
+        return self._load("train")
+
+    @functools.cached_property
+    def test(self) -> Samples:
+        return self._load("test")
+
+    @property
+    def train(self) -> Samples:
+        return self._train[: self.samples]
+
+    @property
+    def held_out(self) -> Samples:
+        return self._train[TRAIN[self.name][0] :][: self.limit]
+
+    def _load(self, part: str) -> Samples:
+        limit = self.limit and self.limit + (TRAIN[self.name][0] if part == "train" else 0)
+        samples, classes = load(f"{self.name}_{part}", limit)
+        assert tuple(classes) == CLASSES[self.name]
+        return samples
+
+    def part(self, name: str) -> Samples:
+        """Return the pictures of "train", "held_out" or "test"."""
+        part: Samples = getattr(self, name)
+        return part
+
+    def tag(self, part: str) -> str:
+        """Return the name of a part in the keys of results."""
+        return f"{part} {self.limit or 'all'}"
+
+
 # ------------------------------------------------------------------------------------------------
 # Networks
 
@@ -97,8 +153,8 @@ def compiled(
 def boundary(blob: Blob) -> tuple[int, list[tuple[int, int]]]:
     """Return the first operator that needs a trained parameter, and the arena's live spans there.
 
-    A span is (offset, length).  Saved channels are gathered right before the convolution that
-    reads them, so a gather marks the boundary too.
+    A span is (offset, length); none where nothing precedes that operator.  Saved channels are
+    gathered right before the convolution that reads them, so a gather marks the boundary too.
     """
     cut = blob.n_forward
     for i, op in enumerate(blob.ops[: blob.n_forward]):
@@ -109,33 +165,42 @@ def boundary(blob: Blob) -> tuple[int, list[tuple[int, int]]]:
     spans = {
         (t["offset"], t["nbytes"])
         for t in blob.info["tensors"]
-        if t["dtype"] == "int8" and t["first"] < max(cut, 1) and t["last"] >= cut
+        if t["dtype"] == "int8" and t["first"] < cut <= t["last"]
     }
     return cut, sorted(spans)
 
 
+@dataclasses.dataclass
 class Replay:
-    """Images after the frozen operators of a blob: uint8 [n, bytes], what the arena then holds."""
+    """Images after the frozen operators of a blob.
 
-    def __init__(self, blob: Blob, x: Array, note: str = "") -> None:
-        self.cut, self.spans = boundary(blob)
-        engine = Engine(blob.to_bytes())
-        total = sum(length for _, length in self.spans)
-        self.data = np.empty((len(x), total), np.uint8)
-        bar = Progress(f"frozen part {note}", len(x))
-        for i, picture in enumerate(x):
-            engine.set_input(picture)
-            engine.run_ops(0, self.cut)
-            self.data[i] = np.concatenate([engine.arena[o : o + n] for o, n in self.spans])
-            bar.update(i + 1)
-        bar.close()
+    ``data``: uint8 [n, bytes], what the arena then holds; the pictures if there are none.
+    """
 
-    def put(self, arena: Array, i: int) -> None:
-        """Write image i into an arena."""
+    cut: int
+    spans: list[tuple[int, int]]
+    data: Array
+
+    def put(self, engine: Engine, i: int) -> None:
+        """Bring an engine to where it has run the frozen operators on image i."""
+        if self.cut == 0:
+            engine.set_input(self.data[i])
         at = 0
         for offset, length in self.spans:
-            arena[offset : offset + length] = self.data[i, at : at + length]
+            engine.arena[offset : offset + length] = self.data[i, at : at + length]
             at += length
+
+
+def run_frozen(blob: Blob, x: Array) -> Array:
+    """Return what the arena holds of pictures x after the frozen operators: a Replay's data."""
+    cut, spans = boundary(blob)
+    engine = Engine(blob.to_bytes())
+    data = np.empty((len(x), sum(length for _, length in spans)), np.uint8)
+    for i, picture in enumerate(x):
+        engine.set_input(picture)
+        engine.run_ops(0, cut)
+        data[i] = np.concatenate([engine.arena[o : o + n] for o, n in spans])
+    return data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,19 +224,23 @@ def orders(settings: Settings) -> Array:
 
 
 def learn(
-    blob: Blob, settings: Settings, train: Replay, labels: Array, test: Replay, truth: Array
+    blob: Blob,
+    settings: Settings,
+    train: Replay,
+    labels: Array,
+    test: Replay,
+    truth: Array,
+    every_epoch: bool = True,
 ) -> dict[str, Any]:
     """Learn on the integer engine; return accuracy (percent) after each epoch, and more."""
     accumulate = settings.batch > 1
     engine = Engine(blob.to_bytes(), accumulate=accumulate)
-    n_classes = blob.n_classes
     order = orders(settings)
     mantissa, exponent = rate_parts(settings.rate)
-    bar = Progress(describe("int", settings), len(order))
     start, losses, curve = time.perf_counter(), [], []
     for t, i in enumerate(order):
         rate = (rate_at(mantissa, t, len(order)), exponent)
-        train.put(engine.arena, i)
+        train.put(engine, i)
         run = engine.run_ops(
             train.cut, len(blob.ops), LEARN,
             label=int(labels[i]), rate=rate, seed=settings.seed, step=t,
@@ -179,10 +248,8 @@ def learn(
         losses.append(run.loss_q16)
         if accumulate and (t + 1) % settings.batch == 0:
             engine.apply()
-        if (t + 1) % settings.samples == 0:
-            curve.append(accuracy(engine, test, truth, n_classes))
-        bar.update(t + 1, f"{curve[-1]:.1f} %" if curve else "")
-    bar.close()
+        if t + 1 == len(order) or (every_epoch and (t + 1) % settings.samples == 0):
+            curve.append(accuracy(engine, test, truth, blob.n_classes))
     return {
         "accuracy": curve[-1],
         "curve": curve,
@@ -199,7 +266,7 @@ def check_replay(blob: Blob, train: Replay, data: Samples) -> None:
         common = {"label": int(data.y[t]), "rate": (3000, -20), "seed": 1, "step": t}
         whole.set_input(data.x[t])
         whole.run_ops(0, len(blob.ops), LEARN, **common)
-        train.put(part.arena, t)
+        train.put(part, t)
         part.run_ops(train.cut, len(blob.ops), LEARN, **common)
     if whole.digest() != part.digest():
         raise AssertionError(f"{blob.info['plan']}: replayed steps differ from whole ones")
@@ -209,11 +276,105 @@ def accuracy(engine: Engine, test: Replay, truth: Array, n_classes: int) -> floa
     """Return the percentage of ``truth`` that the engine's logits find."""
     right = 0
     for i, label in enumerate(truth):
-        test.put(engine.arena, i)
+        test.put(engine, i)
         engine.run_ops(test.cut, engine.blob.n_forward)
         logits = engine.tensor(engine.blob.logits).ravel()[:n_classes]
         right += int(logits.argmax()) == label
     return 100.0 * right / len(truth)
+
+
+# ------------------------------------------------------------------------------------------------
+# Many runs at a time
+
+Task = tuple[Settings, str]
+"""A run, and "test" or "held_out": what its accuracy is measured on."""
+
+_inherited: dict[Any, Any] = {}
+"""What processes of a pool are born with: nothing of it is copied."""
+
+
+def _pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+    context = multiprocessing.get_context("fork")
+    return concurrent.futures.ProcessPoolExecutor(jobs, context)
+
+
+def _prepare(task: Task, on: str) -> tuple[dict[str, Any], Blob]:
+    """Return the key of a task's result, measured on a part named ``on``, and its blob."""
+    run = task[0]
+    classes = CLASSES[run.dataset]
+    blob = compiled(classes, run.seed, run.plan, run.fractions, run.gradient_bits)
+    return run_key("int", on, fingerprint(blob), run), blob
+
+
+def _frozen_part(what: tuple[Any, slice]) -> Array:
+    key, part = what
+    blob, x = _inherited[key]
+    return run_frozen(blob, x[part])
+
+
+def _make(number: int) -> dict[str, Any]:
+    (run, on), key, blob, replays, data = _inherited["tasks"][number]
+    train, test = replays["train"], replays[on]
+    check_replay(blob, train, data.train)
+    truth = data.part(on).y
+    result = learn(blob, run, train, data.train.y, test, truth, every_epoch=on == "test")
+    keep(FOLDER, key, result)
+    return result
+
+
+def learn_all(
+    tasks: Sequence[Task], data: Mapping[str, Dataset], jobs: int, kept: bool = False
+) -> list[dict[str, Any] | None]:
+    """Return the results of integer runs: those kept, and the others made, ``jobs`` at a time.
+
+    With ``kept`` nothing is made, and the others are None.
+    """
+    load_library()  # built once
+    tags = [data[run.dataset].tag(on) for run, on in tasks]
+    with _pool(jobs) as pool:
+        prepared = list(pool.map(_prepare, tasks, tags))
+    todo = {i for i, (key, _) in enumerate(prepared) if not cache_path(FOLDER, key).exists()}
+    if kept:
+        return [None if i in todo else cached(FOLDER, key) for i, (key, _) in enumerate(prepared)]
+    replays: dict[Any, Replay] = {}
+    wanted = []
+    for i in sorted(todo):
+        (run, on), (key, blob) = tasks[i], prepared[i]
+        found = {}
+        for part in ("train", on):
+            cut, spans = boundary(blob)
+            which = (run.dataset, part, run.plan, cut, tuple(spans))
+            if which not in replays:
+                x = data[run.dataset].part(part).x
+                frozen = frozen_all(blob, x, jobs) if cut else x
+                replays[which] = Replay(cut, spans, frozen)
+            found[part] = replays[which]
+        wanted.append((tasks[i], key, blob, found, data[run.dataset]))
+    _inherited["tasks"] = wanted
+    with _pool(jobs) as pool:
+        futures = {pool.submit(_make, n): n for n in range(len(wanted))}
+        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            (run, on), result = wanted[futures[future]][0], future.result()
+            note = f"{on} {result['accuracy']:.2f} %, {result['seconds']:.0f} s"
+            text = f"{done}/{len(wanted)} {describe('int', run)}: {note}"
+            print(text, file=sys.stderr, flush=True)
+    _inherited.clear()
+    return [cached(FOLDER, key) for key, _ in prepared]
+
+
+def frozen_all(blob: Blob, x: Array, jobs: int) -> Array:
+    """Return ``run_frozen`` of many pictures, worked out by ``jobs`` processes."""
+    _inherited["frozen"] = blob, x
+    parts = [slice(i, i + 256) for i in range(0, len(x), 256)]
+    with _pool(jobs) as pool:
+        return np.concatenate(list(pool.map(_frozen_part, [("frozen", p) for p in parts])))
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add --jobs to a bench's command line."""
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="integer runs at a time (all processors)"
+    )
 
 
 def code_digest(thing: object) -> str:
@@ -225,7 +386,7 @@ def code_digest(thing: object) -> str:
             node.body = node.body[1:]
     imports = (ast.Import, ast.ImportFrom)
     tree.body = [node for node in tree.body if not isinstance(node, imports)]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
 
 
 def parameters_digest(graph: Graph) -> str:
@@ -263,14 +424,9 @@ def fingerprint(blob: Blob) -> str:
 # Results
 
 
-def cached(folder: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the result kept under ``key`` in build/folder, or make and keep it."""
-    path = cache_path(folder, key)
-    if path.exists():
-        result: dict[str, Any] = json.loads(path.read_text())["result"]
-        return result
-    result = make()
-    keep(folder, key, result)
+def cached(folder: str, key: dict[str, Any]) -> dict[str, Any]:
+    """Return the result kept under ``key`` in build/folder."""
+    result: dict[str, Any] = json.loads(cache_path(folder, key).read_text())["result"]
     return result
 
 
@@ -321,6 +477,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 def describe(side: str, s: Settings) -> str:
     """Return a short name of a run."""
+    side += "" if side == "float" else f" (fractions {s.fractions})"
     return f"{side} {s.dataset} {s.plan} rate {s.rate:g} batch {s.batch} seed {s.seed}"
 
 

@@ -15,14 +15,11 @@ from typing import Any
 
 import bench_common as common
 import numpy as np
-from bench_common import PLAN, Replay, Settings
+from bench_common import CLASSES, PLAN, TRAIN, Dataset, Settings, Task
 from sprout import memory
 from sprout.blob import Blob
 
-FOLDER = "bench-accuracy"  # some of the runs are that bench's too
 RATE = 0.002
-TRAIN = {"person": ("person_train", 4000, 3), "cifar10": ("cifar10_train", 10000, 2)}
-"""Training set, samples and epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,42 +54,33 @@ def backward_bytes(blob: Blob, form: Form) -> int:
     return memory.lower_bound(buffers)
 
 
-def measure(name: str, seeds: int, quick: bool) -> list[dict[str, Any]]:
-    """Learn in every form on one data set."""
-    file, samples, epochs = TRAIN[name]
-    if quick:
-        samples, epochs = 200, 1
-    train, classes = common.load(file, samples)
-    test, _ = common.load(file.replace("train", "test"))
-    results = []
-    for form in FORMS:
-        inputs: list[Replay] = []
-        accuracies = []
-        for seed in range(seeds):
-            blob = common.compiled(tuple(classes), seed, PLAN, form.fractions, form.gradient_bits)
-            run = Settings(
+def tasks(name: str, form: Form, seeds: int, quick: bool) -> list[Task]:
+    """Return the runs of a form on one data set; some are those of bench-accuracy."""
+    samples, epochs = (200, 1) if quick else TRAIN[name]
+    return [
+        (
+            Settings(
                 name, PLAN, RATE, epochs, seed, samples,
                 fractions=form.fractions, gradient_bits=form.gradient_bits,
-            )  # fmt: skip
-            key = common.run_key("int", "test", common.fingerprint(blob), run)
-
-            def make(run: Settings = run, blob: Blob = blob) -> dict[str, Any]:
-                if not inputs:  # noqa: B023
-                    inputs.extend(Replay(blob, part.x, name) for part in (train, test))  # noqa: B023
-                return common.learn(blob, run, inputs[0], train.y, inputs[1], test.y)  # noqa: B023
-
-            accuracies.append(common.cached(FOLDER, key, make)["accuracy"])
-        results.append(
-            {
-                "form": form.title,
-                "accuracies": accuracies,
-                "mean": float(np.mean(accuracies)),
-                "backward_bytes": backward_bytes(blob, form),
-                "arena_bytes": blob.arena_len,
-                "trained_bytes": blob.trained_len,
-            }
+            ),
+            "test",
         )
-    return results
+        for seed in range(seeds)
+    ]  # fmt: skip
+
+
+def result_of(name: str, form: Form, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a form costs, and its accuracies."""
+    blob = common.compiled(CLASSES[name], 0, PLAN, form.fractions, form.gradient_bits)
+    accuracies = [run["accuracy"] for run in found]
+    return {
+        "form": form.title,
+        "accuracies": accuracies,
+        "mean": float(np.mean(accuracies)),
+        "backward_bytes": backward_bytes(blob, form),
+        "arena_bytes": blob.arena_len,
+        "trained_bytes": blob.trained_len,
+    }
 
 
 def main() -> None:
@@ -100,11 +88,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="200 samples, 1 epoch, 1 seed")
     parser.add_argument("--datasets", default="cifar10")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    common.add_jobs(parser)
     args = parser.parse_args()
     seeds = 1 if args.quick else args.seeds
-    results = {name: measure(name, seeds, args.quick) for name in args.datasets.split(",")}
-    names = list(results)
+    names = args.datasets.split(",")
+    data = {
+        name: Dataset(name, 200 if args.quick else TRAIN[name][0], args.quick) for name in names
+    }
+    wanted = [tasks(name, form, seeds, args.quick) for name in names for form in FORMS]
+    made = iter(common.learn_all([task for group in wanted for task in group], data, args.jobs))
+    found_runs = iter([[next(made) for _ in group] for group in wanted])
+    results = {name: [result_of(name, form, next(found_runs)) for form in FORMS] for name in names}
     rows = []
     for i, form in enumerate(FORMS):  # the trained region holds the fractions too
         found = [results[name][i] for name in names]
@@ -114,7 +109,7 @@ def main() -> None:
             for r in found
         ]
         rows.append([form.title, *[f"{n:,}" for n in (*sizes, sum(sizes))], *cells])
-    titles = [f"{n}, {TRAIN[n][1]:,} x {TRAIN[n][2]}" for n in names]
+    titles = [f"{n}, {TRAIN[n][0]:,} x {TRAIN[n][1]}" for n in names]
     print(f"\nmcunet-5fps, {PLAN}, rate {RATE}, batch 1, {seeds} seed(s); accuracy in percent\n")
     header = ["weights; gradients", "backward B", "trained B", "sum B"]
     common.print_table([*header, *titles], rows)

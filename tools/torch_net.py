@@ -48,15 +48,15 @@ def limits(op: Op) -> tuple[float | None, float | None]:
 
 
 class FloatNet:
-    """The operators of a Graph in float32; activations are [models, batch, c, h, w].
+    """The operators of a Graph in float32 on a device; activations are [models, batch, c, h, w].
 
     ``graphs``: one Graph per model, alike but for their initial parameters (a head by another
     seed).  All carry the same plan (``plan.apply``).  A final softmax is left out: the result is
     the logits.
     """
 
-    def __init__(self, graphs: Sequence[Graph]) -> None:
-        self.graph = graphs[0]
+    def __init__(self, graphs: Sequence[Graph], device: str = "cpu") -> None:
+        self.graph, self.device = graphs[0], device
         self.models = len(graphs)
         ops = self.graph.ops
         end = next((i for i, op in enumerate(ops) if self.graph.logits in op.inputs), len(ops))
@@ -72,8 +72,8 @@ class FloatNet:
     def _add_conv(self, op: Op, copies: list[Op]) -> None:
         weights, biases = zip(*(dequantise(c) for c in copies), strict=True)
         train_weight, train_bias = op.attrs["train_weight"], op.attrs["train_bias"]
-        weight = torch.stack(weights if train_weight else weights[:1])
-        bias = torch.stack(biases if train_bias else biases[:1])
+        weight = torch.stack(weights if train_weight else weights[:1]).to(self.device)
+        bias = torch.stack(biases if train_bias else biases[:1]).to(self.device)
         self.weights[id(op)], self.biases[id(op)] = weight, bias
         if train_weight:
             mask = None
@@ -81,7 +81,7 @@ class FloatNet:
             if channels is not None:
                 mask = torch.zeros_like(weight[:1])
                 axis = 1 if op.kind == "depthwise" else 2
-                mask.index_fill_(axis, torch.as_tensor(channels), 1.0)
+                mask.index_fill_(axis, torch.as_tensor(channels, device=self.device), 1.0)
             self._train(weight, mask)
         if train_bias:
             self._train(bias, None)
@@ -194,9 +194,10 @@ class FloatNet:
         parts: list[list[torch.Tensor]] = [[] for _ in kept]
         source = self.graph.input
         reals = (torch.as_tensor(table).float() - source.zero_point) * source.scale
+        reals = reals.to(self.device)
         with torch.no_grad():
             for i in range(0, len(pixels), 50):
-                real = reals[torch.as_tensor(pixels[i : i + 50]).int()]
+                real = reals[torch.as_tensor(pixels[i : i + 50]).to(self.device).int()]
                 real = real.permute(0, 3, 1, 2).contiguous()[None]
                 values = self.run({id(source): real}, 0, self.cut)
                 for part, t in zip(parts, kept, strict=True):
