@@ -20,7 +20,9 @@ import bench_common as common
 import numpy as np
 import torch
 from bench_common import PLAN, Replay, Samples, Settings
+from sprout.cache import Cache
 from sprout.compile import input_table
+from sprout.replay import fingerprint
 from sprout.schedule import rate_at, rate_parts
 from torch_net import FloatNet
 
@@ -103,14 +105,13 @@ class Bench:
         results = []
         for run in runs:
             blob = common.compiled(self.classes, run.seed, run.plan, run.fractions)
-            key = self.key("int", run, on, common.fingerprint(blob))
+            key = self.key("int", run, on, fingerprint(blob))
 
             def make(run: Settings = run, blob: Any = blob) -> dict[str, Any]:
                 def frozen(part: str) -> Replay:
                     x = getattr(self.data, part).x
-                    return self.once(
-                        ("int", run.plan, part), lambda: Replay(blob, x, f"{self.name} {part}")
-                    )
+                    note = f"{self.name} {part}"
+                    return self.once(("int", run.plan, part), lambda: common.replay(blob, x, note))
 
                 truth = getattr(self.data, on).y
                 common.check_replay(blob, frozen("train"), self.data.train)
@@ -126,7 +127,8 @@ class Bench:
         nets = {s: common.network(self.classes, s, runs[0].plan) for s in {r.seed for r in runs}}
         codes = {s: self.float_code + common.parameters_digest(net) for s, net in nets.items()}
         keys = [self.key("float", run, on, codes[run.seed]) for run in runs]
-        todo = [i for i, key in enumerate(keys) if not common.cache_path(FOLDER, key).exists()]
+        cache = Cache(common.BUILD / FOLDER)
+        todo = [i for i, key in enumerate(keys) if cache.get(key) is None]
         if todo:
             missing = [runs[i] for i in todo]
             net = FloatNet([nets[run.seed] for run in missing])
@@ -143,7 +145,7 @@ class Bench:
                 torch.as_tensor(getattr(self.data, on).y),
             )  # fmt: skip
             for i, result in zip(todo, results, strict=True):
-                common.keep(FOLDER, keys[i], result)
+                cache.put(keys[i], result)
         return [common.cached(FOLDER, key, dict) for key in keys]
 
     def once(self, key: tuple[str, str, str], make: Callable[[], Any]) -> Any:

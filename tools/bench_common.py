@@ -1,9 +1,7 @@
-"""What the benches share: data, networks, integer learning with its frozen part run once, output.
+"""What the benches share: data, networks, integer learning, output.
 
-Integer learning here is ``sprout.engine.Engine``, the C core that the boards run.  The operators
-before the first trained one give the same bytes for an image every time, so each image runs
-through them once and what lives in the arena at that point is kept: a step then costs only the
-rest.  The results are those of whole steps, bit for bit (``check_replay``).
+Integer learning here is ``sprout.engine.Engine``, the C core that the boards run, with the frozen
+part of a network run once for each image (``sprout.replay``, checked by ``check_replay``).
 """
 
 from __future__ import annotations
@@ -31,11 +29,14 @@ sys.path[:0] = [str(ROOT / "host"), str(ROOT)]
 from sprout import compile as compiler  # noqa: E402
 from sprout import frontends, passes  # noqa: E402
 from sprout import plan as plans  # noqa: E402
+from sprout import replay as replays  # noqa: E402
 from sprout.blob import Blob  # noqa: E402
+from sprout.cache import Cache  # noqa: E402
 from sprout.engine import LEARN, Engine  # noqa: E402
 from sprout.frontends.head import replace_head  # noqa: E402
 from sprout.graph import Graph  # noqa: E402
-from sprout.schedule import rate_at, rate_parts, sample_order  # noqa: E402
+from sprout.replay import Replay  # noqa: E402
+from sprout.schedule import sample_order  # noqa: E402
 
 Array = np.ndarray
 MODEL = SHARED / "models" / "mcunet-5fps.pkl"
@@ -94,48 +95,12 @@ def compiled(
     return compiler.compile_graph(graph, plan, fractions=fractions, gradient_bits=gradient_bits)
 
 
-def boundary(blob: Blob) -> tuple[int, list[tuple[int, int]]]:
-    """Return the first operator that needs a trained parameter, and the arena's live spans there.
-
-    A span is (offset, length).  Saved channels are gathered right before the convolution that
-    reads them, so a gather marks the boundary too.
-    """
-    cut = blob.n_forward
-    for i, op in enumerate(blob.ops[: blob.n_forward]):
-        trained = op.kind in ("conv", "depthwise") and max(op.p[5], op.p[6]) >= 0
-        if trained or op.kind == "gather":
-            cut = i
-            break
-    spans = {
-        (t["offset"], t["nbytes"])
-        for t in blob.info["tensors"]
-        if t["dtype"] == "int8" and t["first"] < max(cut, 1) and t["last"] >= cut
-    }
-    return cut, sorted(spans)
-
-
-class Replay:
-    """Images after the frozen operators of a blob: uint8 [n, bytes], what the arena then holds."""
-
-    def __init__(self, blob: Blob, x: Array, note: str = "") -> None:
-        self.cut, self.spans = boundary(blob)
-        engine = Engine(blob.to_bytes())
-        total = sum(length for _, length in self.spans)
-        self.data = np.empty((len(x), total), np.uint8)
-        bar = Progress(f"frozen part {note}", len(x))
-        for i, picture in enumerate(x):
-            engine.set_input(picture)
-            engine.run_ops(0, self.cut)
-            self.data[i] = np.concatenate([engine.arena[o : o + n] for o, n in self.spans])
-            bar.update(i + 1)
-        bar.close()
-
-    def put(self, arena: Array, i: int) -> None:
-        """Write image i into an arena."""
-        at = 0
-        for offset, length in self.spans:
-            arena[offset : offset + length] = self.data[i, at : at + length]
-            at += length
+def replay(blob: Blob, x: Array, note: str = "") -> Replay:
+    """Run images through the frozen operators of a blob."""
+    bar = Progress(f"frozen part {note}", len(x))
+    frozen = Replay(blob, x, bar.update)
+    bar.close()
+    return frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,31 +127,24 @@ def learn(
     blob: Blob, settings: Settings, train: Replay, labels: Array, test: Replay, truth: Array
 ) -> dict[str, Any]:
     """Learn on the integer engine; return accuracy (percent) after each epoch, and more."""
-    accumulate = settings.batch > 1
-    engine = Engine(blob.to_bytes(), accumulate=accumulate)
-    n_classes = blob.n_classes
+    engine = Engine(blob.to_bytes(), accumulate=settings.batch > 1)
     order = orders(settings)
-    mantissa, exponent = rate_parts(settings.rate)
     bar = Progress(describe("int", settings), len(order))
-    start, losses, curve = time.perf_counter(), [], []
-    for t, i in enumerate(order):
-        rate = (rate_at(mantissa, t, len(order)), exponent)
-        train.put(engine.arena, i)
-        run = engine.run_ops(
-            train.cut, len(blob.ops), LEARN,
-            label=int(labels[i]), rate=rate, seed=settings.seed, step=t,
-        )  # fmt: skip
-        losses.append(run.loss_q16)
-        if accumulate and (t + 1) % settings.batch == 0:
-            engine.apply()
-        if (t + 1) % settings.samples == 0:
-            curve.append(accuracy(engine, test, truth, n_classes))
-        bar.update(t + 1, f"{curve[-1]:.1f} %" if curve else "")
+    start, curve = time.perf_counter(), []
+
+    def after(seen: int) -> None:
+        if seen % settings.samples == 0:
+            curve.append(accuracy(engine, test, truth))
+        bar.update(seen, f"{curve[-1]:.1f} %" if curve else "")
+
+    losses = replays.learn(
+        engine, train, labels, order, settings.rate, settings.seed, settings.batch, after
+    )
     bar.close()
     return {
         "accuracy": curve[-1],
         "curve": curve,
-        "loss": float(np.mean(losses[-settings.samples :])) / 65536,
+        "loss": float(np.mean(losses[-settings.samples :])),
         "seconds": time.perf_counter() - start,
         "digest": engine.digest(),
     }
@@ -205,15 +163,9 @@ def check_replay(blob: Blob, train: Replay, data: Samples) -> None:
         raise AssertionError(f"{blob.info['plan']}: replayed steps differ from whole ones")
 
 
-def accuracy(engine: Engine, test: Replay, truth: Array, n_classes: int) -> float:
+def accuracy(engine: Engine, test: Replay, truth: Array) -> float:
     """Return the percentage of ``truth`` that the engine's logits find."""
-    right = 0
-    for i, label in enumerate(truth):
-        test.put(engine.arena, i)
-        engine.run_ops(test.cut, engine.blob.n_forward)
-        logits = engine.tensor(engine.blob.logits).ravel()[:n_classes]
-        right += int(logits.argmax()) == label
-    return 100.0 * right / len(truth)
+    return 100.0 * float(np.mean(replays.logits(engine, test).argmax(1) == truth))
 
 
 def code_digest(thing: object) -> str:
@@ -241,57 +193,23 @@ def parameters_digest(graph: Graph) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint(blob: Blob) -> str:
-    """Return a digest of what the blob computes: losses and logits of 16 steps.
-
-    Code that changes without changing the arithmetic keeps it.
-    """
-    engine = Engine(blob.to_bytes())
-    rng = np.random.default_rng(0)
-    shape = blob.tensors[blob.input].shape
-    digest = hashlib.sha256()
-    for t in range(16):
-        picture = rng.integers(0, 256, shape, np.uint8)
-        engine.step(picture, t % blob.n_classes, (3000, -20), 1, t)
-        engine.set_input(picture)
-        logits = engine.forward().ravel()[: blob.n_classes]
-        digest.update(logits.tobytes() + repr(engine.run.loss_q16).encode())
-    return digest.hexdigest()[:16]
-
-
 # ------------------------------------------------------------------------------------------------
 # Results
 
 
 def cached(folder: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the result kept under ``key`` in build/folder, or make and keep it."""
-    path = cache_path(folder, key)
-    if path.exists():
-        result: dict[str, Any] = json.loads(path.read_text())["result"]
-        return result
-    result = make()
-    keep(folder, key, result)
+    cache = Cache(BUILD / folder)
+    result = cache.get(key)
+    if result is None:
+        result = make()
+        cache.put(key, result)
     return result
 
 
 def run_key(side: str, on: str, code: str, run: Settings) -> dict[str, Any]:
     """Return all that a run's result depends on: "int" or "float", test set, code, settings."""
     return {"side": side, "on": on, "code": code, **dataclasses.asdict(run)}
-
-
-def cache_path(folder: str, key: dict[str, Any]) -> pathlib.Path:
-    """Return the file of ``key`` in build/folder."""
-    text = json.dumps(key, sort_keys=True)
-    return BUILD / folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
-
-
-def keep(folder: str, key: dict[str, Any], result: dict[str, Any]) -> None:
-    """Keep a result, whole or not at all."""
-    path = cache_path(folder, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"key": key, "result": result}, indent=1))
-    part.replace(path)
 
 
 def write_json(name: str, data: dict[str, Any]) -> None:

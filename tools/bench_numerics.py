@@ -18,6 +18,7 @@ import numpy as np
 from bench_common import PLAN, Replay, Settings
 from sprout import memory
 from sprout.blob import Blob
+from sprout.replay import fingerprint
 
 FOLDER = "bench-accuracy"  # some of the runs are that bench's too
 RATE = 0.002
@@ -74,11 +75,11 @@ def measure(name: str, seeds: int, quick: bool) -> list[dict[str, Any]]:
                 name, PLAN, RATE, epochs, seed, samples,
                 fractions=form.fractions, gradient_bits=form.gradient_bits,
             )  # fmt: skip
-            key = common.run_key("int", "test", common.fingerprint(blob), run)
+            key = common.run_key("int", "test", fingerprint(blob), run)
 
             def make(run: Settings = run, blob: Blob = blob) -> dict[str, Any]:
                 if not inputs:  # noqa: B023
-                    inputs.extend(Replay(blob, part.x, name) for part in (train, test))  # noqa: B023
+                    inputs.extend(common.replay(blob, part.x, name) for part in (train, test))  # noqa: B023
                 return common.learn(blob, run, inputs[0], train.y, inputs[1], test.y)  # noqa: B023
 
             accuracies.append(common.cached(FOLDER, key, make)["accuracy"])
