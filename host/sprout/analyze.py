@@ -32,6 +32,7 @@ import numpy as np
 
 from . import compile as compiler
 from . import plan as plans
+from .blob import Blob
 from .cache import Cache
 from .data import Samples
 from .engine import Engine
@@ -47,6 +48,9 @@ FOLDER = Path("build/analysis")
 """Where results are kept if the user names no other place."""
 
 FORMAT = "sprout-analysis-1"
+
+WAIT = 10
+"""Seconds that a scheduler has to answer."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,21 @@ class Task:
     frames: np.ndarray
     labels: np.ndarray
     settings: Settings
+    input_range: tuple[float, float] | None = None
 
     def network(self, seed: int) -> Graph:
         """Return the network with the head of a seed."""
         if self.classes is None:
             return self.graph
         return replace_head(self.graph, self.classes, self.max_classes, seed=seed)
+
+    def blob(self, plan: str, seed: int) -> Blob:
+        """Compile a plan, without what only saves memory: it changes no byte of a result and
+        takes time to find."""
+        return compiler.compile_graph(
+            self.network(seed), plan, fractions=self.settings.fractions,
+            input_range=self.input_range, save=False,
+        )  # fmt: skip
 
     def split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the numbers of the samples that a seed learns and of those it holds out."""
@@ -99,10 +112,7 @@ def measure(task: Task, texts: Sequence[str], seed: int) -> list[dict[str, Any]]
     frozen: Replay | None = None
     results = []
     for text in texts:
-        # streaming changes no byte of a result and takes time to plan
-        blob = compiler.compile_graph(
-            task.network(seed), text, fractions=task.settings.fractions, save=False
-        )
+        blob = task.blob(text, seed)
         inputs = frozen.on(blob) if frozen else None
         if inputs is None:
             inputs = frozen = Replay(blob, task.frames)
@@ -161,7 +171,7 @@ def _cluster(address: str) -> Iterator[None]:
             "--scheduler needs Dask: pip install -r requirements-dev.txt, which pins it."
         ) from None
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=WAIT)
     except (OSError, ValueError) as error:
         raise SproutError(
             f"No Dask scheduler answers at {address} ({str(error).splitlines()[0]}): start one "
@@ -189,6 +199,7 @@ class Bench:
         folder: Path = FOLDER,
         scheduler: str | None = None,
         report: Reporter | None = None,
+        input_range: tuple[float, float] | None = None,
     ) -> None:
         settings = settings or Settings()
         count = min(settings.samples, len(samples))
@@ -200,7 +211,7 @@ class Bench:
             )
         some = samples.take(sample_order(len(samples), 1, 0)[:count])
         frames = np.stack(list(some.frames()))
-        self.task = Task(graph, classes, max_classes, frames, some.y, settings)
+        self.task = Task(graph, classes, max_classes, frames, some.y, settings, input_range)
         self.cache, self.scheduler, self.report = Cache(folder), scheduler, report
         digest = hashlib.sha256(np.ascontiguousarray(frames).tobytes() + some.y.tobytes())
         self.about: dict[str, Any] = {
@@ -215,11 +226,10 @@ class Bench:
 
     def _arithmetic(self) -> str:
         """A digest of what the engine computes for this network, learning as much as it can."""
-        network = self.task.network(0)
         try:
-            return fingerprint(compiler.compile_graph(network, "full", save=False))
-        except SproutError:
-            return fingerprint(compiler.compile_graph(network, "last", save=False))
+            return fingerprint(self.task.blob("full", 0))
+        except SproutError:  # not all of it has a gradient
+            return fingerprint(self.task.blob("last", 0))
 
     def key(self, text: str, seed: int) -> dict[str, Any]:
         """Return all that the result of a run depends on."""

@@ -362,13 +362,14 @@ def eliminate(
     found: Contributions,
     within: float,
     ram: int | None = None,
+    macs: int | None = None,
 ) -> UpdatePlan:
     """Backward elimination: begin with everything that was measured and freeze it bit by bit.
 
     Weights go first, the one with the least gain for its bytes before the others, then the biases
     from the first on.  Each time the rest is trained; what cannot be missed, because the accuracy
     falls more than ``within`` points below that of all together, goes on learning.  With ``ram``
-    freezing goes on in the same order, whatever the accuracy, until the plan fits.
+    or ``macs`` freezing goes on in the same order, whatever the accuracy, until the plan fits.
     """
     gains = from_analysis(found)
     plan = UpdatePlan(max(gains.biases, default=0))
@@ -380,15 +381,19 @@ def eliminate(
         key = i, plan.weights[i]
         return gains.weights[key] / network.weight(*key).trained
 
-    for may_lose in (False, True) if ram is not None else (False,):
+    def fits(plan: UpdatePlan) -> bool:
+        cost = network.cost(plan)
+        return (ram is None or cost.ram <= ram) and (macs is None or cost.macs <= macs)
+
+    for may_lose in (False, True):
         for i in sorted(plan.weights, key=price):
-            if ram is not None and may_lose and network.cost(plan).ram <= ram:
+            if may_lose and fits(plan):
                 break
             less = UpdatePlan(plan.biases, {j: f for j, f in plan.weights.items() if j != i})
             if may_lose or _trained(bench, less) >= target:
                 plan = less
-        for k in sorted((k for k in gains.biases if k < plan.biases), reverse=True):
-            if ram is not None and may_lose and network.cost(plan).ram <= ram:
+        for k in sorted((k for k in (0, *gains.biases) if k < plan.biases), reverse=True):
+            if may_lose and fits(plan):
                 break
             less = UpdatePlan(k, dict(plan.weights))
             if not may_lose and _trained(bench, less) < target:
