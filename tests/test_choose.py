@@ -171,6 +171,21 @@ def test_gains_are_made_to_rise_with_what_learns():
     assert gains.weights == {(7, eighth): 1.5, (7, half): 1.5, (8, half): -1.0}
 
 
+def test_gains_follow_the_loss_which_is_less_noisy():
+    """Twenty points for a nat over all of them; what accuracy says of one candidate does not
+    count for it."""
+    half = Fraction(1, 2)
+    found = Contributions(
+        {},
+        [50.0],
+        {2: Gain(3.0, 0.0, [3.0], 0.1), 3: Gain(1.0, 0.0, [1.0], 0.1)},
+        {(7, half): Gain(0.0, 0.0, [0.0], 0.0), (8, half): Gain(-1.0, 0.0, [-1.0], 0.0)},
+    )
+    gains = choose.from_analysis(found)
+    assert gains.biases == pytest.approx({2: 2.0, 3: 2.0})
+    assert gains.weights == pytest.approx({(7, half): 0.0, (8, half): 0.0})
+
+
 class FakeBench:
     """A bench whose plans are right as often as a formula says."""
 

@@ -142,17 +142,17 @@ def _proof(choice: choose.Choice, by_rule: bool) -> str:
 
 
 def table(found: Contributions) -> Table:
-    """The candidates that gain most."""
+    """The candidates that gain most, by the loss, which is less noisy than accuracy."""
     head = sum(found.head) / len(found.head)
     result = Table(
-        "learns, with the head", "gain, points", "std. error", "each seed",
+        "learns, with the head", "gain, points", "std. error", "loss", "each seed",
         title=f"head alone: {head:.1f} %", title_justify="left", box=None, pad_edge=False,
     )  # fmt: skip
     rows: list[tuple[str, Gain]] = [(f"b{k}", g) for k, g in found.biases.items()]
     rows += [(f"{i}:{f}", g) for (i, f), g in found.weights.items()]
-    for name, gain in sorted(rows, key=lambda row: -row[1].mean)[:BEST_SHOWN]:
+    for name, gain in sorted(rows, key=lambda row: -row[1].loss)[:BEST_SHOWN]:
         each = ", ".join(f"{g:+.1f}" for g in gain.each)
-        result.add_row(name, f"{gain.mean:+.1f}", f"{gain.error:.1f}", each)
+        result.add_row(name, f"{gain.mean:+.1f}", f"{gain.error:.1f}", f"{-gain.loss:+.3f}", each)
     for column in result.columns[1:]:
         column.justify = "right"
     return result

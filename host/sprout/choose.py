@@ -32,7 +32,7 @@ from fractions import Fraction
 import numpy as np
 
 from . import blob as blobs
-from .analyze import Bench, Contributions, accuracies
+from .analyze import Bench, Contributions, Gain, accuracies
 from .blob import Blob
 from .compile import DEFAULT_SCRATCH
 from .footprint import Base, Case, Cost, Footprint, Key, Piece, Weight, measured
@@ -67,24 +67,35 @@ class Gains:
 
 
 def from_analysis(found: Contributions) -> Gains:
-    """Return measured gains, made to rise with what learns.
+    """Return measured gains in points, freed from most of their noise.
 
-    More of the same layer, or more biases, cannot be worth less but for the noise of few samples:
-    the gains are those of the isotonic regression, which averages where they fall.
+    A few hundred held-out answers tell accuracies apart to about a point, and that is what whole
+    layers are worth.  Their loss tells more: the gain of a candidate is how much it lowers the
+    loss, times the points of accuracy that a lower loss is worth over all candidates (least
+    squares through the origin).  Where loss and accuracy do not go together, accuracy counts
+    alone.
+
+    More of the same layer, or more biases, cannot be worth less but for noise: the gains are those
+    of the isotonic regression, which averages where they fall.
     """
     from scipy.optimize import isotonic_regression
 
-    def rising(points: list[float]) -> list[float]:
-        result: list[float] = isotonic_regression(points).x.tolist() if points else []
+    everything = [*found.biases.values(), *found.weights.values()]
+    loss = np.array([g.loss for g in everything])
+    points = np.array([g.mean for g in everything])
+    slope = float(loss @ points) / max(float(loss @ loss), 1e-12)
+
+    def rising(gains: list[Gain]) -> list[float]:
+        some = [slope * g.loss if slope > 0 else g.mean for g in gains]
+        result: list[float] = isotonic_regression(some).x.tolist() if some else []
         return result
 
     ks = sorted(found.biases)
-    biases = dict(zip(ks, rising([found.biases[k].mean for k in ks]), strict=True))
+    biases = dict(zip(ks, rising([found.biases[k] for k in ks]), strict=True))
     weights: dict[Key, float] = {}
     for i in sorted({i for i, _ in found.weights}):
         keys = sorted(key for key in found.weights if key[0] == i)
-        points = rising([found.weights[key].mean for key in keys])
-        weights |= dict(zip(keys, points, strict=True))
+        weights |= dict(zip(keys, rising([found.weights[key] for key in keys]), strict=True))
     return Gains(biases, weights)
 
 
