@@ -125,7 +125,8 @@ def test_what_the_placement_wastes_is_said_not_hidden(monkeypatch):
     """Where no plan turns out as small as the model says, a smaller one is taken, and ``short``
     bounds what was lost."""
     network = Footprint(residual_net())
-    gains = choose.rule(network)
+    weights = {w.key: float(w.key[1]) ** 0.5 for some in network.weights[:-1] for w in some}
+    gains = Gains({k: k - 1.0 for k in range(2, 6)}, weights)
     ram = network.cost(plans.parse("b5,1:1,2:1", 5)).ram
     exact = best(network, gains, ram)
 

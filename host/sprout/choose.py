@@ -27,7 +27,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
@@ -46,8 +45,8 @@ TIE = 1e-3
 PATIENCE = 6
 """Plans that are compiled and do not fit before the search allows itself fewer bytes."""
 
-DECAY = 0.95
-DEPTHWISE = Fraction(1, 4)
+DECAY, BIAS, DEPTHWISE = 0.97, 1 / 16, 1 / 16
+"""The numbers of ``rule``."""
 
 Cut = tuple[frozenset[int], frozenset[int]]
 """A solution that is not allowed: its choices that are made, and those that are not."""
@@ -102,16 +101,17 @@ def from_analysis(found: Contributions) -> Gains:
 def rule(network: Footprint) -> Gains:
     """Return gains for a network of which nothing was measured.
 
-    A layer is worth 0.95**d, d layers before the head.  Its bias is worth that, and the fraction f
-    of its weight sqrt(f) of it, a quarter of that in a depthwise layer.  So later layers go first,
-    biases before weights, and a part of several layers before the whole of one.
+    The weight of a layer d layers before the head is worth 0.97**d points, the fraction f of it
+    sqrt(f) of that; its bias a sixteenth, and so the weight of a depthwise layer.  These are about
+    the proportions measured for mcunet-5fps on person detection, where depthwise weights gained
+    nothing, and biases a little each, wherever they stood.
     """
     n = len(network.convs)
     worth = [DECAY ** (n - 1 - i) for i in range(n)]
-    biases = {k: sum(worth[n - k : n - 1]) for k in range(2, n + 1)}
+    biases = {k: BIAS * sum(worth[n - k : n - 1]) for k in range(2, n + 1)}
     weights = {
         w.key: worth[i] * float(w.key[1]) ** 0.5
-        * (float(DEPTHWISE) if network.convs[i].kind == "depthwise" else 1.0)
+        * (DEPTHWISE if network.convs[i].kind == "depthwise" else 1.0)
         for i in range(n - 1) for w in network.weights[i]
     }  # fmt: skip
     return Gains(biases, weights)
