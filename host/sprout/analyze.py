@@ -356,7 +356,13 @@ def candidates(network: Footprint, ram: int, report: Reporter | None = None) -> 
 def analyze(bench: Bench, ram: int, rows: bool = False) -> Contributions:
     """Measure every candidate that fits ``ram`` bytes; see above."""
     network = Footprint(bench.task.network(0), bench.task.settings.fractions, rows)
-    texts = candidates(network, ram, bench.report)
+    sizes = Cache(bench.cache.folder / "candidates")  # a minute's work for a large network
+    key = {**bench.about, "ram": ram, "rows": rows}
+    kept = sizes.get(key)
+    if kept is None:
+        kept = {"plans": candidates(network, ram, bench.report)}
+        sizes.put(key, kept)
+    texts: list[str] = kept["plans"]
     results = bench.run(["last", *texts], "analysing")
     head = accuracies(results["last"])
     before = np.array([r["loss"] for r in results["last"]])
