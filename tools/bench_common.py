@@ -39,6 +39,7 @@ from sprout.blob import Blob  # noqa: E402
 from sprout.engine import LEARN, Engine, load_library  # noqa: E402
 from sprout.frontends.head import replace_head  # noqa: E402
 from sprout.graph import Graph  # noqa: E402
+from sprout.replay import Replay, boundary, fingerprint  # noqa: E402
 from sprout.schedule import rate_at, rate_parts, sample_order  # noqa: E402
 
 Array = np.ndarray
@@ -150,59 +151,6 @@ def compiled(
     return compiler.compile_graph(graph, plan, fractions=fractions, gradient_bits=gradient_bits)
 
 
-def boundary(blob: Blob) -> tuple[int, list[tuple[int, int]]]:
-    """Return the first operator that needs a trained parameter, and the arena's live spans there.
-
-    A span is (offset, length); none where nothing precedes that operator.  Saved channels are
-    gathered right before the convolution that reads them, so a gather marks the boundary too.
-    """
-    cut = blob.n_forward
-    for i, op in enumerate(blob.ops[: blob.n_forward]):
-        trained = op.kind in ("conv", "depthwise") and max(op.p[5], op.p[6]) >= 0
-        if trained or op.kind == "gather":
-            cut = i
-            break
-    spans = {
-        (t["offset"], t["nbytes"])
-        for t in blob.info["tensors"]
-        if t["dtype"] == "int8" and t["first"] < cut <= t["last"]
-    }
-    return cut, sorted(spans)
-
-
-@dataclasses.dataclass
-class Replay:
-    """Images after the frozen operators of a blob.
-
-    ``data``: uint8 [n, bytes], what the arena then holds; the pictures if there are none.
-    """
-
-    cut: int
-    spans: list[tuple[int, int]]
-    data: Array
-
-    def put(self, engine: Engine, i: int) -> None:
-        """Bring an engine to where it has run the frozen operators on image i."""
-        if self.cut == 0:
-            engine.set_input(self.data[i])
-        at = 0
-        for offset, length in self.spans:
-            engine.arena[offset : offset + length] = self.data[i, at : at + length]
-            at += length
-
-
-def run_frozen(blob: Blob, x: Array) -> Array:
-    """Return what the arena holds of pictures x after the frozen operators: a Replay's data."""
-    cut, spans = boundary(blob)
-    engine = Engine(blob.to_bytes())
-    data = np.empty((len(x), sum(length for _, length in spans)), np.uint8)
-    for i, picture in enumerate(x):
-        engine.set_input(picture)
-        engine.run_ops(0, cut)
-        data[i] = np.concatenate([engine.arena[o : o + n] for o, n in spans])
-    return data
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """One run of learning: everything that its result depends on besides code and data."""
@@ -240,7 +188,7 @@ def learn(
     start, losses, curve = time.perf_counter(), [], []
     for t, i in enumerate(order):
         rate = (rate_at(mantissa, t, len(order)), exponent)
-        train.put(engine, i)
+        train.put(engine.arena, i)
         run = engine.run_ops(
             train.cut, len(blob.ops), LEARN,
             label=int(labels[i]), rate=rate, seed=settings.seed, step=t,
@@ -266,7 +214,7 @@ def check_replay(blob: Blob, train: Replay, data: Samples) -> None:
         common = {"label": int(data.y[t]), "rate": (3000, -20), "seed": 1, "step": t}
         whole.set_input(data.x[t])
         whole.run_ops(0, len(blob.ops), LEARN, **common)
-        train.put(part, t)
+        train.put(part.arena, t)
         part.run_ops(train.cut, len(blob.ops), LEARN, **common)
     if whole.digest() != part.digest():
         raise AssertionError(f"{blob.info['plan']}: replayed steps differ from whole ones")
@@ -276,7 +224,7 @@ def accuracy(engine: Engine, test: Replay, truth: Array, n_classes: int) -> floa
     """Return the percentage of ``truth`` that the engine's logits find."""
     right = 0
     for i, label in enumerate(truth):
-        test.put(engine, i)
+        test.put(engine.arena, i)
         engine.run_ops(test.cut, engine.blob.n_forward)
         logits = engine.tensor(engine.blob.logits).ravel()[:n_classes]
         right += int(logits.argmax()) == label
@@ -309,7 +257,7 @@ def _prepare(task: Task, on: str) -> tuple[dict[str, Any], Blob]:
 def _frozen_part(what: tuple[Any, slice]) -> Array:
     key, part = what
     blob, x = _inherited[key]
-    return run_frozen(blob, x[part])
+    return Replay.of(blob, x[part]).data
 
 
 def _make(number: int) -> dict[str, Any]:
@@ -346,8 +294,7 @@ def learn_all(
             which = (run.dataset, part, run.plan, cut, tuple(spans))
             if which not in replays:
                 x = data[run.dataset].part(part).x
-                frozen = frozen_all(blob, x, jobs) if cut else x
-                replays[which] = Replay(cut, spans, frozen)
+                replays[which] = Replay(cut, spans, frozen_all(blob, x, jobs))
             found[part] = replays[which]
         wanted.append((tasks[i], key, blob, found, data[run.dataset]))
     _inherited["tasks"] = wanted
@@ -363,7 +310,7 @@ def learn_all(
 
 
 def frozen_all(blob: Blob, x: Array, jobs: int) -> Array:
-    """Return ``run_frozen`` of many pictures, worked out by ``jobs`` processes."""
+    """Return the data of a Replay of many pictures, worked out by ``jobs`` processes."""
     _inherited["frozen"] = blob, x
     parts = [slice(i, i + 256) for i in range(0, len(x), 256)]
     with _pool(jobs) as pool:
@@ -399,24 +346,6 @@ def parameters_digest(graph: Graph) -> str:
         channels = op.attrs["train_channels"]
         marks = (op.attrs["train_bias"], op.attrs["train_weight"], channels is not None)
         digest.update(repr(marks).encode() + (b"" if channels is None else channels.tobytes()))
-    return digest.hexdigest()[:16]
-
-
-def fingerprint(blob: Blob) -> str:
-    """Return a digest of what the blob computes: losses and logits of 16 steps.
-
-    Code that changes without changing the arithmetic keeps it.
-    """
-    engine = Engine(blob.to_bytes())
-    rng = np.random.default_rng(0)
-    shape = blob.tensors[blob.input].shape
-    digest = hashlib.sha256()
-    for t in range(16):
-        picture = rng.integers(0, 256, shape, np.uint8)
-        engine.step(picture, t % blob.n_classes, (3000, -20), 1, t)
-        engine.set_input(picture)
-        logits = engine.forward().ravel()[: blob.n_classes]
-        digest.update(logits.tobytes() + repr(engine.run.loss_q16).encode())
     return digest.hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from . import blob as blobs
-from . import data
+from . import data as npz
 from .board import table as boards
 from .graph import SproutError
 from .progress import Reporter
@@ -33,7 +33,8 @@ What learns:
   b20,24:1/4  the last 20 biases and the most important quarter of the
               input channels of layer 24 (any number of LAYER:FRACTION;
               'sprout inspect' shows the numbers), and the last layer
-  FILE.json   the same as {"biases": 20, "weights": {"24": "1/4"}}"""
+  FILE.json   the same as {"biases": 20, "weights": {"24": "1/4"}}
+  auto        the best that fits --ram, see README.md"""
 
 
 class OutFile(click.Path):
@@ -100,6 +101,110 @@ def parse_range(
     return low, high
 
 
+class Size(click.ParamType):
+    """Bytes: 163840, 160K or 0.5M."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().upper().removesuffix("B").removesuffix("I")
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+        try:
+            size = int(float(text.rstrip("KM")) * unit)
+        except (ValueError, OverflowError):
+            size = 0
+        if size <= 0:
+            self.fail(f"'{value}' is not a number of bytes such as 163840 or 160K.", param, ctx)
+        return size
+
+
+class Sizes(Size):
+    """Several of them, with commas between."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(super(Sizes, self).convert(part, param, ctx) for part in value.split(","))
+
+
+ANALYSIS = (
+    click.option(
+        "--samples",
+        metavar="N",
+        type=click.IntRange(6),
+        default=480,
+        show_default=True,
+        help="Use at most this many, drawn at random.",
+    ),
+    click.option(
+        "--seeds",
+        metavar="N",
+        type=click.IntRange(1, 20),
+        default=3,
+        show_default=True,
+        help="Learn so many times, each time testing on other samples.",
+    ),
+    click.option(
+        "--epochs",
+        metavar="N",
+        type=click.IntRange(1),
+        default=2,
+        show_default=True,
+        help="How often each sample is learned from.",
+    ),
+    click.option(
+        "--rate",
+        metavar="R",
+        type=float,
+        default=0.004,
+        show_default=True,
+        help="Learning rate at the start; falls to zero.",
+    ),
+    click.option(
+        "--cache",
+        metavar="FOLDER",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("build/analysis"),
+        show_default=True,
+        help="Where results are kept, so that nothing is measured twice.",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Run on the Dask cluster of this scheduler, such as tcp://192.168.0.7:8786.",
+    ),
+)
+classes_option = click.option(
+    "--classes", metavar="A,B,...", help="Give the model a fresh head for these classes."
+)
+max_classes_option = click.option(
+    "--max-classes",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Room in the fresh head, for classes added on the board; three more if not given.",
+)
+input_range_option = click.option(
+    "--input-range",
+    metavar="LOW,HIGH",
+    callback=parse_range,
+    help="Real values of pixel 0 and pixel 255, where the model's own scale does not tell.",
+)
+fractions_option = click.option(
+    "--fractions",
+    type=click.Choice(["none", "head", "all"]),
+    default="all",
+    show_default=True,
+    help="Which trained weights keep 4 bits below their LSB, half a byte each.",
+)
+
+
+def analysis_options(command: Any) -> Any:
+    """The options of everything that measures plans on the user's samples."""
+    for option in reversed(ANALYSIS):
+        command = option(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 99})
 @click.version_option(package_name="sprout", prog_name="sprout")
 def cli() -> None:
@@ -110,22 +215,9 @@ def cli() -> None:
 @click.argument("model", type=IN_FILE)
 @click.option("-o", "--output", type=OutFile(), help="The blob; MODEL.sprout here if not given.")
 @click.option("--plan", default="none", help=PLAN_HELP)
-@click.option(
-    "--classes", metavar="A,B,...", help="Give the model a fresh head for these classes."
-)
-@click.option(
-    "--max-classes",
-    metavar="N",
-    type=click.IntRange(1),
-    help="Room in the fresh head, for classes added on the board; three more if not given.",
-)
-@click.option(
-    "--fractions",
-    type=click.Choice(["none", "head", "all"]),
-    default="all",
-    show_default=True,
-    help="Which trained weights keep 4 bits below their LSB, half a byte each.",
-)
+@classes_option
+@max_classes_option
+@fractions_option
 @click.option(
     "--seed",
     metavar="N",
@@ -134,18 +226,40 @@ def cli() -> None:
     show_default=True,
     help="Of the fresh head's weights.",
 )
-@click.option(
-    "--input-range",
-    metavar="LOW,HIGH",
-    callback=parse_range,
-    help="Real values of pixel 0 and pixel 255, where the model's own scale does not tell.",
-)
+@input_range_option
 @click.option(
     "--rows", is_flag=True, help="Frames arrive row by row, net.feed(rows): no room for a whole."
 )
 @click.option(
     "--whole-layers", is_flag=True, help="Run layer by layer: up to 8 % faster, with more RAM."
 )
+@click.option("--ram", metavar="BYTES", type=Size(), help="--plan auto: as much as it may take.")
+@click.option(
+    "--step-mmac",
+    metavar="M",
+    type=click.FloatRange(0, min_open=True),
+    help="--plan auto: millions of multiplications that a training step may take.",
+)
+@click.option(
+    "--data", type=IN_FILE, help="--plan auto: samples to measure gains on, and the plan found."
+)
+@click.option("--analysis", type=IN_FILE, help="--plan auto: gains that 'sprout analyze' wrote.")
+@click.option(
+    "--select",
+    type=click.Choice(["exact", "eliminate"]),
+    default="exact",
+    show_default=True,
+    help="--plan auto: the optimum of added gains, or backward elimination (needs --data).",
+)
+@click.option(
+    "--within",
+    metavar="POINTS",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="--select eliminate: how far accuracy may fall below that of everything together.",
+)
+@analysis_options
 def compile_command(
     model: Path,
     output: Path | None,
@@ -157,6 +271,7 @@ def compile_command(
     input_range: tuple[float, float] | None,
     rows: bool,
     whole_layers: bool,
+    **auto: Any,
 ) -> None:
     """Make a blob for the board from MODEL, a .tflite or an MCUNet .pkl, and a plan."""
     from . import inspect
@@ -165,11 +280,12 @@ def compile_command(
     exists(model, "give the name of a .tflite or an MCUNet .pkl file")
     if rows and whole_layers:
         raise SproutError("--rows and --whole-layers contradict each other: give one of them.")
-    names = None if classes is None else [name.strip() for name in classes.split(",")]
-    blob = compile_model(
+    if plan == "auto" and whole_layers:
+        raise SproutError("--plan auto counts on layers by rows: leave out --whole-layers.")
+    make = functools.partial(
+        compile_model,
         model,
-        plan=plan,
-        classes=names,
+        classes=class_names(classes),
         max_classes=max_classes,
         seed=seed,
         input_range=input_range,
@@ -177,13 +293,119 @@ def compile_command(
         rows=rows,
         save=not whole_layers,
     )
+    console = _console()
+    if plan == "auto":
+        from . import auto as autos
+
+        blob = autos.choose_plan(
+            model,
+            lambda found: make(plan=str(found)),
+            autos.Wanted(
+                class_names(classes), max_classes, seed, fractions, rows, input_range, **auto
+            ),
+            console,
+        )
+    else:
+        for name in ("ram", "step_mmac", "data", "analysis"):
+            if auto[name] is not None:
+                option = "--" + name.replace("_", "-")
+                raise SproutError(f"{option} belongs to --plan auto, and the plan is '{plan}'.")
+        blob = make(plan=plan)
     raw = blob.to_bytes()
     output = output or Path(model.stem + ".sprout")
     write(output, raw)
-    console = _console()
     console.print(f"{output}: {inspect.classes_text(blob)}", markup=False, soft_wrap=True)
     console.print(inspect.learns_text(blob), markup=False, soft_wrap=True)
     console.print(inspect.sizes(blob, len(raw)))
+
+
+@cli.command("analyze", short_help="Measure what each layer contributes on your samples.")
+@click.argument("model", type=IN_FILE)
+@click.option(
+    "--data", required=True, type=IN_FILE, help="npz with 'x' uint8 [N, H, W, C] and 'y'."
+)
+@click.option("-o", "--output", type=OutFile(), help="Write the gains here, for compile.")
+@classes_option
+@max_classes_option
+@input_range_option
+@fractions_option
+@click.option(
+    "--ram",
+    metavar="BYTES",
+    type=Size(),
+    default="256K",
+    show_default=True,
+    help="Leave out what takes more than this by itself.",
+)
+@analysis_options
+def analyze_command(
+    model: Path, data: Path, output: Path | None, ram: int, **options: Any
+) -> None:
+    """Measure how much accuracy each bias and each part of a layer of MODEL gains on your samples
+    if it learns alone, with the head."""
+    from . import analyze
+    from . import auto as autos
+
+    exists(model, "give the name of a .tflite or an MCUNet .pkl file")
+    console = _console()
+    with Reporter(console) as report:
+        bench = autos.make_bench(model, data, autos.wanted(options), console, report)
+        found = analyze.analyze(bench, ram)
+    console.print(autos.table(found))
+    if output:
+        write(output, found.to_json().encode())
+
+
+@cli.command("frontier", short_help="Draw accuracy against RAM and multiplications.")
+@click.argument("model", type=IN_FILE)
+@click.option(
+    "--data", required=True, type=IN_FILE, help="npz with 'x' uint8 [N, H, W, C] and 'y'."
+)
+@click.option(
+    "--budgets",
+    metavar="BYTES,...",
+    type=Sizes(),
+    default="32K,64K,96K,128K,160K,192K,224K,256K",
+    show_default=True,
+    help="RAM to find a plan for.",
+)
+@click.option("--png", type=OutFile(), help="The picture; MODEL-frontier.png here if not given.")
+@click.option("--json", "json_out", type=OutFile(), help="The numbers; MODEL-frontier.json.")
+@classes_option
+@max_classes_option
+@input_range_option
+@fractions_option
+@analysis_options
+def frontier_command(
+    model: Path,
+    data: Path,
+    budgets: tuple[int, ...],
+    png: Path | None,
+    json_out: Path | None,
+    **options: Any,
+) -> None:
+    """Show what accuracy MODEL reaches on your samples at which RAM and time of a step, with the
+    plans that 'sprout compile --plan auto' finds and with simple ones."""
+    from . import auto as autos
+    from . import frontier
+
+    exists(model, "give the name of a .tflite or an MCUNet .pkl file")
+    console = _console()
+    with Reporter(console) as report:
+        bench = autos.make_bench(model, data, autos.wanted(options), console, report)
+        points = autos.frontier_points(bench, budgets, report)
+    console.print(autos.frontier_table(points))
+    text = json.dumps(frontier.to_json(points, bench.about), indent=1) + "\n"
+    png = png or Path(f"{model.stem}-frontier.png")
+    json_out = json_out or Path(f"{model.stem}-frontier.json")
+    write(json_out, text.encode())
+    write(png, frontier.picture(points, f"{model.stem}, {len(bench.task.labels)} samples"))
+    console.print(f"{png}, {json_out}", markup=False)
+
+
+def class_names(text: str | None) -> list[str] | None:
+    """The names in A,B,..."""
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 @cli.command("inspect")
@@ -217,12 +439,12 @@ def run_command(
     from . import inference
 
     _, parsed = read_blob(blob)
-    x = data.load_inputs(input_, parsed)
+    x = npz.load_inputs(input_, parsed)
     with Reporter(_console()) as report:
         y = inference.run(blob, x, on=on, board=board, heap=heap, report=report)
-    npz = io.BytesIO()
-    np.savez_compressed(npz, y=data.to_outputs(y, parsed))
-    write(output, npz.getvalue())
+    file = io.BytesIO()
+    np.savez_compressed(file, y=npz.to_outputs(y, parsed))
+    write(output, file.getvalue())
 
 
 @cli.command("learn", short_help="Learn from labelled pictures, as a board does.")
@@ -281,7 +503,7 @@ def learn_command(
     _, parsed = read_blob(blob)
     console = _console()
     say = functools.partial(console.print, markup=False)
-    samples = [data.load_samples(path, parsed, say) for path in (train, test)]
+    samples = [npz.load_samples(path, parsed, say) for path in (train, test)]
     result = learning.learn(blob, *samples, report=Reporter(console), **options)
     console.print(learning.summary(result))
     if json_out:

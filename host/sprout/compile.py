@@ -121,9 +121,19 @@ def compile_graph(
     schedule = autodiff.differentiate(graph)
     if save:
         schedule = overwrite.depthwise_gradients(stream.group(schedule, rows))
-    result = _Lowering(schedule, gradient_bits, fractions).assemble(input_range)
+    result = lower(schedule, gradient_bits, fractions, input_range)
     result.info["plan"] = str(plan)
     return result
+
+
+def lower(
+    schedule: autodiff.Schedule,
+    gradient_bits: int = GRADIENT_BITS,
+    fractions: str = "all",
+    input_range: tuple[float, float] | None = None,
+) -> blob.Blob:
+    """Return the blob of a schedule; the rest is as in ``compile_graph``."""
+    return _Lowering(schedule, gradient_bits, fractions).assemble(input_range)
 
 
 def input_table(graph: Graph, input_range: tuple[float, float] | None = None) -> np.ndarray | None:

@@ -1,0 +1,180 @@
+"""``--plan auto``: from a model and the user's samples to a plan that was measured.
+
+With samples: contribution analysis, the best plan under the budget, and then that plan trained on
+the same samples, its true gain beside the predicted one.  With the file of an analysis: the same
+without training.  Without either: the gains of ``choose.rule``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import choose, frontends
+from .analyze import Bench, Contributions, Gain, Settings, accuracies, analyze, read
+from .blob import Blob
+from .compile import compile_model
+from .data import load_samples
+from .footprint import Footprint, measured
+from .frontends.head import replace_head
+from .frontier import FAMILIES, Point, measure, plans
+from .graph import SproutError
+from .plan import UpdatePlan
+from .progress import Reporter
+
+BEST_SHOWN = 12
+
+
+@dataclass
+class Wanted:
+    """What the user asked for; see the options of ``sprout compile``."""
+
+    classes: list[str] | None = None
+    max_classes: int | None = None
+    seed: int = 0
+    fractions: str = "all"
+    rows: bool = False
+    input_range: tuple[float, float] | None = None
+    ram: int | None = None
+    step_mmac: float | None = None
+    data: Path | None = None
+    analysis: Path | None = None
+    select: str = "exact"
+    within: float = 1.0
+    samples: int = 480
+    seeds: int = 3
+    epochs: int = 2
+    rate: float = 0.004
+    cache: Path = Path("build/analysis")
+    scheduler: str | None = None
+
+
+def wanted(options: dict[str, Any]) -> Wanted:
+    """Return what the options of a command ask for."""
+    names = options.pop("classes")
+    return Wanted(names and [name.strip() for name in names.split(",")], **options)
+
+
+def make_bench(model: Path, data: Path, want: Wanted, console: Console, report: Reporter) -> Bench:
+    """Return the bench for a model and a file of samples.  Raises SproutError."""
+    blob = compile_model(
+        model, "last", want.classes, want.max_classes, input_range=want.input_range
+    )
+    samples = load_samples(data, blob, lambda text: console.print(text, markup=False))
+    settings = Settings(want.samples, want.seeds, want.epochs, want.rate, want.fractions)
+    return Bench(
+        frontends.load(model), model.read_bytes(), samples, want.classes, want.max_classes,
+        settings, want.cache, want.scheduler, report, want.input_range,
+    )  # fmt: skip
+
+
+def choose_plan(
+    model: Path, make: Callable[[UpdatePlan], Blob], want: Wanted, console: Console
+) -> Blob:
+    """Return the blob of the plan that is found, and say what is known of it."""
+    if want.ram is None:
+        raise SproutError("--plan auto needs --ram, such as --ram 160K: all that it may take.")
+    if want.data is not None and want.analysis is not None:
+        raise SproutError("--data and --analysis are two ways to the gains: give one of them.")
+    if want.select == "eliminate" and want.data is None:
+        raise SproutError("--select eliminate trains plan after plan and needs --data.")
+    macs = None if want.step_mmac is None else round(want.step_mmac * 1e6)
+    graph = frontends.load(model)
+    if want.classes is not None:
+        make(UpdatePlan(head=False))  # complains of the classes in the words of the command
+        graph = replace_head(graph, want.classes, want.max_classes, seed=want.seed)
+    network = Footprint(graph, want.fractions, want.rows)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    bench: Bench | None = None
+    found: Contributions | None = None
+    with Reporter(console) as report:
+        if want.data is not None:
+            bench = make_bench(model, want.data, want, console, report)
+            found = analyze(bench, want.ram, want.rows)
+        elif want.analysis is not None:
+            found = read(want.analysis)
+        if want.select == "eliminate":
+            assert bench is not None and found is not None
+            plan = choose.eliminate(bench, network, found, want.within, want.ram, macs)
+            say(f"backward elimination leaves {plan}")
+            blob, gain = make(plan), choose.from_analysis(found).of(plan)
+            if measured(blob).ram > want.ram:
+                raise SproutError(
+                    f"Backward elimination ends at {measured(blob).ram:,} bytes of RAM and --ram "
+                    f"allows {want.ram:,}: allow more."
+                )
+        else:
+            gains = choose.rule(network) if found is None else choose.from_analysis(found)
+            choice = choose.best(network, gains, want.ram, macs, make, report)
+            plan, blob, gain = choice.plan, choice.blob, choice.gain
+            say(_proof(choice, found is None))
+        results = bench.run(["last", str(plan)], "verifying") if bench else None
+    if found is not None:
+        head = sum(found.head) / len(found.head)
+        text = f"head alone {head:.1f} %, predicted gain {gain:+.1f} points"
+        if results is not None:
+            true = accuracies(results[str(plan)]) - accuracies(results["last"])
+            each = ", ".join(f"{t:+.1f}" for t in true)
+            text += f", true gain {true.mean():+.1f} ({each})"
+        say(text)
+    return blob
+
+
+def _proof(choice: choose.Choice, by_rule: bool) -> str:
+    """How good the plan is among all, in a line."""
+    if choice.short > 1e-6:
+        word = f"at most {choice.short:.3f} points below the optimum"
+    else:
+        word = "the optimum"
+    of = "by the rule for unknown data" if by_rule else "of the measured gains"
+    return (
+        f"{choice.plan}: {word} {of} ({choice.solved} programmes solved, {choice.compiled} plans "
+        f"compiled, {choice.seconds:.1f} s)"
+    )
+
+
+def table(found: Contributions) -> Table:
+    """The candidates that gain most, by the loss, which is less noisy than accuracy."""
+    head = sum(found.head) / len(found.head)
+    result = Table(
+        "learns, with the head", "gain, points", "std. error", "loss", "each seed",
+        title=f"head alone: {head:.1f} %", title_justify="left", box=None, pad_edge=False,
+    )  # fmt: skip
+    rows: list[tuple[str, Gain]] = [(f"b{k}", g) for k, g in found.biases.items()]
+    rows += [(f"{i}:{f}", g) for (i, f), g in found.weights.items()]
+    for name, gain in sorted(rows, key=lambda row: -row[1].loss)[:BEST_SHOWN]:
+        each = ", ".join(f"{g:+.1f}" for g in gain.each)
+        result.add_row(name, f"{gain.mean:+.1f}", f"{gain.error:.1f}", f"{-gain.loss:+.3f}", each)
+    for column in result.columns[1:]:
+        column.justify = "right"
+    return result
+
+
+def frontier_points(bench: Bench, budgets: Sequence[int], report: Reporter) -> list[Point]:
+    """Analyse, choose a plan for each budget (bytes), and measure all families of plans."""
+    network = Footprint(bench.task.network(0), bench.task.settings.fractions)
+    gains = choose.from_analysis(analyze(bench, max(budgets)))
+    return measure(bench, list(plans(network, gains, budgets, report)))
+
+
+def frontier_table(points: Sequence[Point]) -> Table:
+    """The points in rows."""
+    result = Table(
+        "", "plan", "RAM", "MACs a step", "accuracy", "std. error", box=None, pad_edge=False
+    )
+    for p in points:
+        result.add_row(
+            FAMILIES[p.family], p.plan, f"{p.ram:,}", f"{p.macs:,}", f"{p.accuracy:.1f}",
+            f"{p.error:.1f}",
+        )  # fmt: skip
+    for column in result.columns[2:]:
+        column.justify = "right"
+    return result

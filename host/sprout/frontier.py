@@ -1,0 +1,158 @@
+"""The trade-off: accuracy against RAM, and against multiplications a step, plan by plan.
+
+For each budget the best plan that was found (``choose``), the largest number of last layers and
+the largest number of last biases that fit; the last layer alone and everything stand beside them.
+Each plan learns from the user's samples and is tested on held-out ones, with the seeds of the
+analysis (``analyze.Bench``).  The samples that chose a plan also test it, so the found plans' own
+numbers are somewhat flattering.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .analyze import Bench, accuracies
+from .choose import Gains, best
+from .footprint import Footprint
+from .graph import SproutError
+from .plan import UpdatePlan, parse
+from .progress import Reporter
+
+BUDGETS = tuple(range(32, 257, 32))
+"""KiB of RAM."""
+
+FAMILIES = {
+    "found": "the plan found for each budget",
+    "layers": "last k layers",
+    "biases": "last k biases",
+    "last": "last layer",
+    "full": "everything",
+}
+
+
+@dataclass
+class Point:
+    """A plan of a family and what it reached: RAM in bytes, MACs of a step, accuracy in percent
+    (mean of the seeds, its standard error, each)."""
+
+    family: str
+    plan: str
+    ram: int
+    macs: int
+    accuracy: float = 0.0
+    error: float = 0.0
+    each: tuple[float, ...] = ()
+
+
+def last_layers(k: int, n: int) -> UpdatePlan:
+    """Return the plan of the last k layers of n, whole, with their biases."""
+    text = ",".join([f"b{k}", *(f"{i}:1" for i in range(n - k, n - 1))])
+    return parse(text, n) if k > 1 else UpdatePlan()
+
+
+def last_biases(k: int, n: int) -> UpdatePlan:
+    """Return the plan of the last k biases of n."""
+    return UpdatePlan(k if k > 1 else 0)
+
+
+def largest(
+    network: Footprint, make: Callable[[int, int], UpdatePlan], ram: int
+) -> UpdatePlan | None:
+    """Return the plan ``make(k, n)`` with the largest k that fits, None if not even k = 1 does."""
+    n = len(network.convs)
+    fitting = None
+    for k in range(1, n + 1):
+        try:
+            if network.cost(make(k, n)).ram > ram:
+                break
+        except SproutError:  # no gradient gets there
+            break
+        fitting = make(k, n)
+    return fitting
+
+
+def plans(
+    network: Footprint, gains: Gains, budgets: Sequence[int], report: Reporter | None = None
+) -> Iterator[Point]:
+    """Yield the points of all families for budgets in bytes, without their accuracy."""
+    for done, ram in enumerate(budgets, 1):
+        try:
+            found = best(network, gains, ram)
+        except SproutError:  # nothing fits that little
+            continue
+        finally:
+            if report:
+                report("choosing", done, len(budgets))
+        yield Point("found", str(found.plan), found.cost.ram, found.cost.macs)
+    n = len(network.convs)
+    fixed = [("last", UpdatePlan()), ("full", parse("full", n))]
+    for family, make in (("layers", last_layers), ("biases", last_biases)):
+        for ram in budgets:
+            plan = largest(network, make, ram)
+            if plan is not None and (family, plan) not in fixed:
+                fixed.append((family, plan))
+    for family, plan in fixed:
+        try:
+            cost = network.cost(plan)
+        except SproutError:  # there is no gradient for all of it
+            continue
+        yield Point(family, str(plan), cost.ram, cost.macs)
+
+
+def measure(bench: Bench, points: Sequence[Point]) -> list[Point]:
+    """Return the points with what their plans reach."""
+    results = bench.run([p.plan for p in points], "learning")
+    found = []
+    for p in points:
+        each = accuracies(results[p.plan])
+        error = float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
+        found.append(
+            dataclasses.replace(
+                p, accuracy=float(each.mean()), error=error, each=tuple(each.tolist())
+            )
+        )
+    return found
+
+
+def to_json(points: Sequence[Point], about: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``sprout frontier`` writes: ``about`` the runs, and the points."""
+    return {"about": about, "points": [dataclasses.asdict(p) for p in points]}
+
+
+def picture(points: Sequence[Point], title: str) -> bytes:
+    """Return a PNG: accuracy against RAM and against multiplications of a step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    scales = (lambda p: p.ram / 1024, lambda p: p.macs / 1e6)
+    for axis, of in zip(axes, scales, strict=True):
+        for family, label in FAMILIES.items():
+            some = sorted((p for p in points if p.family == family), key=of)
+            if some:
+                axis.errorbar(
+                    [of(p) for p in some], [p.accuracy for p in some],
+                    yerr=[np.nan_to_num(p.error) for p in some], label=label, capsize=2,
+                    marker="o", markersize=4, linewidth=2.2 if family == "found" else 1.0,
+                )  # fmt: skip
+        axis.grid(alpha=0.3)
+    axes[0].set(xlabel="RAM, KiB", ylabel="held-out accuracy, %", xscale="log")
+    ticks = sorted({2**e for e in range(5, 13) if any(p.ram >= 2**e * 700 for p in points)})
+    axes[0].set_xticks(ticks, [str(t) for t in ticks])
+    axes[0].minorticks_off()
+    axes[1].set(xlabel="multiply-accumulates of a step, millions")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(title)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    pyplot.close(figure)
+    return out.getvalue()
