@@ -192,6 +192,7 @@ LEAN = (
     "core/shape.c",
     "core/share.c",
     "core/softmax.c",
+    "core/store.c",
     "core/stream.c",
     "shell/shell.c",
 )
@@ -205,7 +206,6 @@ LEAN_ARMV6M = (
     "core/armv6m/depthwise.c",
     "core/armv6m/gradient.c",
     "core/armv6m/pointwise.c",
-    "core/armv6m/update.c",
     "core/depthwise.c",
     "core/add.c",
     "core/scale.c",

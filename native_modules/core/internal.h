@@ -176,6 +176,7 @@ int32_t sp_probabilities(const tensor_t *logits, int32_t n, int32_t p0, int32_t 
 
 // store.c
 
+// From the start on: what is copied may reach into `to` from behind.
 void sp_copy(void *to, const void *from, uint32_t n);
 void sp_fill(void *to, uint8_t value, uint32_t n);
 // Clamps v [n] into elements e, e + 1, ... of the output and keeps in the mask which were inside.

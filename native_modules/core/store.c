@@ -3,8 +3,8 @@
 #include "internal.h"
 
 void sp_copy(void *to, const void *from, uint32_t n) {
-    uint8_t *restrict d = to;
-    const uint8_t *restrict s = from;
+    uint8_t *d = to;
+    const uint8_t *s = from;
     for (uint32_t i = 0; i < n; ++i) {
         d[i] = s[i];
     }

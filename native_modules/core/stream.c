@@ -53,10 +53,10 @@ static span_t rows_behind(const op_t *op, int32_t row, int32_t n, int32_t height
 static APART group_t open_group(exec_t *e, const op_t *op, uint8_t **constants) {
     group_t g = {0};
     const uint32_t n = (uint32_t)sp_bind_value(e, op, 1, 1, 64);
-    const uint32_t length = (uint32_t)sp_bind_value(e, op, 4, 0, INT32_MAX);
+    const uint32_t length = (uint32_t)op->p[4];
     const tensor_t buffer = sp_bind(e, op, 0, INT32);
     const uint32_t words = (n * (uint32_t)sizeof(op_t) + sizeof(view_t)) / 4 + n + 1;
-    sp_require(e, buffer.n == size_add(words, length >> 2), 0);
+    sp_require(e, buffer.n == size_add(words, (length + 3) >> 2), 0);
     const records_t kept = sp_bind_records(e, op, 3, length, 1, 1);
     if (e->error == SPROUT_OK) {
         g.op = buffer.data;
@@ -101,16 +101,8 @@ static APART bool make_room(exec_t *e, const group_t *g, int32_t k, int32_t n) {
         return false;
     }
     const uint32_t row = (uint32_t)t.w * (uint32_t)t.c;
-    const uint32_t left = (uint32_t)(held->next - keep) * row;
-    int8_t *to = t.data;
-    const int8_t *from = to + (uint32_t)drop * row;
-    uint32_t i = 0;
-    for (; ((row | (uint32_t)(uintptr_t)to) & 3) == 0 && i < left; i += 4) {
-        *(int32_t *)(void *)(to + i) = *(const int32_t *)(const void *)(from + i);
-    }
-    for (; i < left; ++i) {
-        to[i] = from[i];
-    }
+    sp_copy(t.data, (const int8_t *)t.data + (uint32_t)drop * row,
+            (uint32_t)(held->next - keep) * row);
     held->first = (int16_t)keep;
     return true;
 }
