@@ -42,7 +42,10 @@ FIRMWARES = {
     "unix": Firmware(
         "unix",
         "micropython",
-        ("MICROPY_PY_BTREE=0", "MICROPY_PY_FFI=0", "MICROPY_PY_SSL=0", "MICROPY_SSL_MBEDTLS=0"),
+        (
+            *("MICROPY_PY_BTREE=0", "MICROPY_PY_FFI=0", "MICROPY_PY_SSL=0"),
+            *("MICROPY_SSL_MBEDTLS=0", "CFLAGS_EXTRA=-DSPROUT_CORES=2"),
+        ),
     ),
     # Loads native modules as a Pico does, which this board's own configuration leaves out.
     "cortex-m0": Firmware(

@@ -35,9 +35,14 @@ enum {
 // Reads `length` bytes at `offset` of the blob file into `dst`; 0 where it succeeds.
 typedef int32_t (*sprout_read_t)(void *ctx, uint32_t offset, void *dst, uint32_t length);
 
-// Cores that may share a layer. 2 only for processors whose other core can run C code.
+// Cores that may share a layer. 2 only for processors whose other core can run C code: in firmware
+// those that Raspberry Pi's SDK names.
 #ifndef SPROUT_CORES
+#if defined(PICO_RP2040) || defined(PICO_RP2350)
+#define SPROUT_CORES 2
+#else
 #define SPROUT_CORES 1
+#endif
 #endif
 
 enum { SPROUT_SHARE = 384 };
