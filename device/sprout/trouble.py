@@ -59,12 +59,17 @@ def refused(name, code, op, detail, n_classes):
     raise ValueError(text % (name, code, op, detail))
 
 
+def size_of(x, what):
+    """Bytes of x; where it has none, say what it has to be."""
+    try:
+        return len(memoryview(x))
+    except TypeError:
+        raise ValueError("%s bytes, bytearray or memoryview, not %r" % (what, x)) from None
+
+
 def wrong_sample(x, shape):
     """Say what a sample is."""
-    try:
-        size = len(memoryview(x))
-    except TypeError:
-        raise ValueError("a sample is bytes, bytearray or memoryview, not %r" % x) from None
+    size = size_of(x, "a sample is")
     h, w, c = shape
     text = "a sample has %d bytes (%d x %d x %d), not %d"
     raise ValueError(text % (h * w * c, h, w, c, size))
@@ -72,10 +77,7 @@ def wrong_sample(x, shape):
 
 def wrong_rows(rows, row, shape):
     """Say which rows come next."""
-    try:
-        size = len(memoryview(rows))
-    except TypeError:
-        raise ValueError("rows are bytes, bytearray or memoryview, not %r" % rows) from None
+    size = size_of(rows, "rows are")
     h, w, c = shape
     text = "%d bytes are no whole rows of %d (%d x %d), or more than the %d that are left: feed "
     text += "the frame again from the top"
