@@ -126,7 +126,7 @@ def test_rehearsing_gives_the_bytes_of_whole_steps(name, rows, shared, tmp_path)
     forms = ["latent", "compact"] + ["raw"] * (not rows)
     code = put(tmp_path, blob, x) + f"""
 for form in {forms}:
-    for path in (None,):
+    for path in (None, "kept" + form):
         net.reset()
         kept = net.replay(200000, form, path, per_sample=0)
         for i in range(3):
@@ -141,4 +141,4 @@ for form in {forms}:
             net._train(kept.first, kept.recall(slot), None)
         print(kept.used, net.step, net.digest(), net.memory()["replay"] <= 200000)
 """
-    assert run(tmp_path, code) == [f"3 8 {engine.digest()} True"] * len(forms)
+    assert run(tmp_path, code) == [f"3 8 {engine.digest()} True"] * 2 * len(forms)

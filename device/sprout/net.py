@@ -238,18 +238,19 @@ class Net:
         """Add a class, as long as the blob has room (max_classes)."""
         self._know(self._checked(self.classes + [name]))
 
-    def replay(self, bytes=32768, form="latent", path=None, per_sample=1, seed=1):
+    def replay(self, bytes=32768, form="latent", path=None, per_sample=1, clear=False):
         """Keep what learn() gets, a fair share of each class, and rehearse it; returns the buffer.
 
         bytes: of RAM, or of flash where path names a folder, whose samples stay after a restart;
         0: no more replay. form: "latent", what the layers that learn get to see, so that
         rehearsing skips the others; "compact", the same from where it takes fewest bytes; "raw",
-        the frames. per_sample: samples rehearsed after each new one.
+        the frames. per_sample: samples rehearsed after each new one. clear: drop what the folder
+        holds, another net's samples too.
         """
         from .replay import make
 
         self._keeper = None  # an old one makes room
-        self._keeper = make(self, bytes, form, path, per_sample, seed)
+        self._keeper = make(self, bytes, form, path, per_sample, clear)
         return self._keeper
 
     def rehearse(self, steps, rate=None):
@@ -261,6 +262,8 @@ class Net:
     def save(self, path=None):
         """Write a checkpoint, beside the blob by default, without an unfinished batch."""
         _, program, _, trained, _, _ = self._memory
+        if self._keeper:
+            self._keeper.flush()
         args = bytes(program[16:48]), self.name, self.classes, self.step, self.seed, trained
         checkpoint.write(path or self._checkpoint, *args)
 

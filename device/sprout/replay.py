@@ -28,7 +28,7 @@ class Replay:
     that rehearsing begins with. size: bytes of RAM.
     """
 
-    def __init__(self, net, size, form, path, per_sample, seed):
+    def __init__(self, net, size, form, path, per_sample, clear):
         if per_sample < 0:
             raise ValueError("per_sample is %s and must be 0 or more" % per_sample)
         self._net, self.form, self.per_sample = net, form, per_sample
@@ -41,12 +41,12 @@ class Replay:
 
             of = hashlib.sha256(net._memory[1][16:48])
             of.update(form.encode())
-            self._store = Ring(path, record, size, of.digest())
+            self._store = Ring(path, record, size, of.digest(), clear)
             self._ids = _hashes
         else:
             self._store = _Ram(record, size)
             self._ids = self._store.ids
-        self._reservoir = Reservoir(self._store.capacity, seed)
+        self._reservoir = Reservoir(self._store.capacity, net.seed ^ net.step)
         self._known, self._torn = (), False
         self.sync()
 
@@ -123,6 +123,7 @@ class Replay:
         for slot in range(self.capacity):
             if self._reservoir.labels[slot] == label:
                 self.drop(slot)
+        self.sync()
 
     def drop(self, slot):
         """Drop a sample."""
@@ -131,7 +132,8 @@ class Replay:
 
     def flush(self):
         """Return when all that was kept is on flash."""
-        self._store.flush()
+        if not self._store.flush():
+            self.sync()  # with less room than before
 
     def clear(self):
         """Drop all samples."""
@@ -222,12 +224,12 @@ class _Ram:
             self.labels[slot] = -1
 
     def flush(self):
-        pass
+        return True
 
 
-def make(net, size, form, path, per_sample, seed):
+def make(net, size, form, path, per_sample, clear):
     """What net.replay() does."""
-    return Replay(net, size, form, path, per_sample, seed) if size else None
+    return Replay(net, size, form, path, per_sample, clear) if size else None
 
 
 def rehearse(net, keeper, steps, rate):

@@ -34,9 +34,9 @@ FLASH_PARTS = {
 def describe(blob: blobs.Blob, data: bytes) -> dict[str, Any]:
     """Return everything that ``sprout inspect --json`` prints; sizes in bytes.
 
-    Keys: ``name``, ``classes``, ``max_classes``, ``input``, ``output``, ``logits``, ``plan``,
-    ``latent``, ``layers``, ``trained``, ``macs``, ``memory``, ``flash``, ``tensors``, ``steps`` (length of the
-    schedule), ``forward_steps`` and ``sha256`` of the file.
+    Keys: ``name``, ``classes``, ``max_classes``, ``input``, ``output``, ``logits``, ``latent``,
+    ``plan``, ``layers``, ``trained``, ``macs``, ``memory``, ``flash``, ``tensors``, ``steps``
+    (length of the schedule), ``forward_steps`` and ``sha256`` of the file.
     """
     info = _info(blob)
     return {

@@ -22,6 +22,8 @@ from .latent import Span, boundary, size
 from .schedule import rate_at, rate_parts
 
 Array = np.ndarray
+
+
 def _of_the_device(name: str) -> Any:
     """Return a module of the device package that CPython runs too."""
     path = Path(__file__).resolve().parents[2] / "device" / "sprout" / f"{name}.py"
