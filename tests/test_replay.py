@@ -11,6 +11,7 @@ from sprout import inspect, latent, replay
 from sprout.engine import Engine
 from sprout.schedule import rate_parts
 from test_device import run, train
+from test_equality import load  # noqa: F401, a fixture
 from test_stream import PAPER, random_net
 
 NETWORKS = {
@@ -142,3 +143,123 @@ for form in {forms}:
         print(kept.used, net.step, net.digest(), net.memory()["replay"] <= 200000)
 """
     assert run(tmp_path, code) == [f"3 8 {engine.digest()} True"] * 2 * len(forms)
+
+
+@pytest.fixture(scope="module")
+def objects(shared, load, tmp_path_factory):
+    """CIFAR-10 for the board: two classes come first, then two others, each sample once.
+
+    A fresh last layer learns.
+    """
+    folder = tmp_path_factory.mktemp("objects")
+    model = shared / "models" / "mlperf_resnet8_cifar10_int8.tflite"
+    classes = ["airplane", "automobile", "horse", "ship"]
+    put(folder, compiler.compile_model(model, "last", classes), np.zeros((1, 32, 32, 3), np.uint8))
+    for part, n in (("train", 50), ("test", 25)):
+        x, y, names = load.images(f"cifar10_{part}", 1200)
+        rows = [np.flatnonzero(y == names.index(name))[:n] for name in classes]
+        order = [np.stack(rows[i : i + 2], 1).ravel() for i in (0, 2)]
+        (folder / f"{part}.bin").write_bytes(x[np.concatenate(order)].tobytes())
+    return folder
+
+
+OBJECTS = """
+import sprout
+net = sprout.load("net.sprout")
+frame = bytearray(3072)
+def samples(part, first, last):
+    with open(part + ".bin", "rb") as file:
+        file.seek(3072 * first)
+        for i in range(first, last):
+            file.readinto(frame)
+            yield frame, i % 2 + 2 * (i >= (100 if part == "train" else 50))
+def accuracy(first, last):
+    hits = 0
+    for x, label in samples("test", first, last):
+        hits += net.classify(x) == label
+    return hits / (last - first)
+def learn(first, last):
+    for x, label in samples("train", first, last):
+        net.learn(x, label)
+"""
+
+
+def test_replay_keeps_what_comes_no_more(objects):
+    code = OBJECTS + """
+net.rate = 0.005
+for size in (0, 2304):
+    net.reset()
+    net.replay(size, per_sample=4)
+    learn(0, 100)
+    learn(100, 200)
+    print(accuracy(0, 50), accuracy(50, 100))
+print(net._keeper, net.memory()["replay"] <= 2304)
+"""
+    without, with_replay, buffer = run(objects, code)
+    old, new = map(float, without.split())
+    assert old < 0.1 and new > 0.8
+    old, new = map(float, with_replay.split())
+    assert old > 0.6 and new > 0.8
+    assert buffer == "<replay: 32 of 32 samples, latent, 64 bytes each> True"
+
+
+def test_the_guard_undoes_what_poisoned_labels_did(objects):
+    """Once with the checkpoint in RAM, once on flash, once with a warning only."""
+    code = OBJECTS + """
+def poison(n):
+    for x, label in samples("train", 0, n):
+        net.learn(x, 1 - label)
+for action, path in (("restore", None), ("restore", "good"), ("warn", None)):
+    net.reset()
+    net.rate = 0.005
+    kept = net.replay(4000)
+    guard = net.guard(2000, action, every=16, path=path)
+    learn(0, 100)
+    good = accuracy(0, 50)
+    guard.check()
+    held, used = guard.held, kept.used
+    net.rate = 0.02
+    poison(72)
+    guard.check()
+    print(good, accuracy(0, 50), guard.undone, held - guard.held, used - kept.used)
+    print(net.memory()["replay"] == guard.size < 7000)
+print(net.guard(0) is kept)
+"""
+    lines = run(objects, code)
+    said = [line for line in lines if line.startswith("learning did harm")]
+    *rows, last = [line for line in lines if line not in said]
+    assert last == "True"
+    undone = 0
+    for values, fits in zip(rows[::2], rows[1::2], strict=True):
+        good, now, times, held, used = map(float, values.split())
+        assert good > 0.8 and fits == "True"
+        undone += times
+        if fits == rows[-1] and values == rows[-2]:
+            assert now < 0.6 and times and held < 0 and used == 0  # warned, and went on
+        else:
+            assert now > good - 0.1 and times and held == 0 < used
+    assert len(said) == undone
+    assert [line.endswith("undone") for line in said].count(False) == times
+
+
+def test_drift_rises_when_the_input_changes(objects):
+    code = OBJECTS + """
+net.rate = 0.005
+learn(0, 100)
+print(net.drift)
+most = 0
+for _ in range(3):
+    for x, label in samples("train", 0, 100):
+        net.predict(x)
+        most = max(most, abs(net.drift))
+print(most)
+for x, label in samples("train", 0, 50):
+    for i in range(0, len(x)):
+        x[i] = 128 + (x[i] >> 3)
+    net.predict(x)
+print(net.drift)
+"""
+    start, usual, pale = map(float, run(objects, code))
+    assert start == 0
+    assert usual < 3
+    assert pale > 5

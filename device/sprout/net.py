@@ -136,7 +136,7 @@ class Net:
         else:
             self._read(source, 0, program)
         self._memory = (source, program, arena, trained, working, accum or None)
-        self._keeper = None  # of samples: a Replay, or a Guard
+        self._keeper = self._drift = None  # a Replay or a Guard; a Drift
         self._args = array("i", [0] * _N_ARGS)
         self._odds = array("i", bytes(4 * self.max_classes))
         code = core.check(self._memory)
@@ -180,9 +180,7 @@ class Net:
         """
         best = self.classify(x)
         classes, odds = self.classes, self._odds
-        code = core.probabilities(self._memory, len(classes), self._p0, odds)
-        if code:
-            self._fail(code, len(classes))
+        self._notice()
         if top == 1:
             return classes[best], odds[best] / 32768
         order = sorted(range(len(classes)), key=lambda i: -odds[i])
@@ -210,12 +208,17 @@ class Net:
         label = self._feed_labelled(x, label)
         self._run(keeper.keep(label) if keeper else 0, self._n_forward, _LEARN)
         hit = self._best() == label
-        loss = self._train(self._n_forward, label, rate)
+        if self._drift:
+            self._notice()
+        if keeper and keeper.aside:
+            loss = self._loss(self._n_forward, label)
+        else:
+            loss = self._train(self._n_forward, label, rate)
         self.hit = hit
         self._seen = min(self._seen + 1, _RECENT)
         self._recent += ((hit << 15) - self._recent) // self._seen
         if keeper:
-            keeper.after()
+            keeper.after(loss)
         return loss
 
     def loss(self, x=None, label=None):
@@ -236,7 +239,8 @@ class Net:
 
     def add_class(self, name):
         """Add a class, as long as the blob has room (max_classes)."""
-        self._know(self._checked(self.classes + [name]))
+        self.classes = self._checked(self.classes + [name])
+        self._args[_CLASSES] = len(self.classes)
 
     def replay(self, bytes=32768, form="latent", path=None, per_sample=1, clear=False):
         """Keep what learn() gets, a fair share of each class, and rehearse it; returns the buffer.
@@ -249,15 +253,39 @@ class Net:
         """
         from .replay import make
 
-        self._keeper = None  # an old one makes room
-        self._keeper = make(self, bytes, form, path, per_sample, clear)
-        return self._keeper
+        return make(self, self._keeper, bytes, form, path, per_sample, clear)
 
     def rehearse(self, steps, rate=None):
         """Learn from the replay buffer alone, so many steps; returns their mean loss, in nats."""
         from .replay import rehearse
 
         return rehearse(self, self._keeper, steps, rate)
+
+    def guard(self, bytes=16384, on_regression="restore", every=32, path=None):
+        """Hold one sample in eight aside and see by them whether learning does harm.
+
+        They are not learned. When their loss has risen, at a look after `every` samples, the net
+        goes back to the last good checkpoint and drops what it kept since ("restore"), or only
+        says so ("warn"). bytes: of RAM for them; 0: no more guard. path: file for the checkpoint;
+        by default it is in RAM where there is plenty, else beside the blob, named .good.
+        """
+        from .guard import make
+
+        self._keeper = make(self, self._keeper, bytes, on_regression, every, path)
+        return self._keeper
+
+    @property
+    def drift(self):
+        """How much less sure of its predictions the net has become, in standard errors.
+
+        The mean probability of the likeliest class over about the last 32 samples against the
+        last 512; above 4 the input has probably changed. It begins with the first look, with 0.
+        """
+        if not self._drift:
+            from .drift import Drift
+
+            self._drift = Drift()
+        return self._drift.value()
 
     def save(self, path=None):
         """Write a checkpoint, beside the blob by default, without an unfinished batch."""
@@ -333,25 +361,33 @@ class Net:
         return text + ", %d bytes of RAM>" % sum(self._sizes)
 
     def _start(self, classes, step, seed):
-        self._know(list(classes))
+        self.classes = list(classes)
         self.seed = seed
         args = self._args
+        args[_CLASSES] = len(classes)
         args[_STEP] = step
         args[_RATE_M] = self._mantissa
-        self._seen = self._recent = self._pending = 0
+        self._seen = self._recent = 0
         self.hit = False
+        self._drop_batch()
+
+    def _notice(self):
+        """The probabilities of the classes, after a forward pass."""
+        n, odds = len(self.classes), self._odds
+        code = core.probabilities(self._memory, n, self._p0, odds)
+        if code:
+            self._fail(code, n)
+        if self._drift:
+            self._drift.note(odds[self._best()])
+
+    def _drop_batch(self):
+        """Forget the steps of an unfinished batch."""
+        self._pending = 0
         accum = self._memory[5]
         if accum:
             view, zeros = memoryview(accum), bytes(64)
             for i in range(0, len(view), 64):
                 view[i : i + 64] = zeros[: len(view) - i]
-
-    def _know(self, classes):
-        """Have these classes from now on."""
-        self.classes = classes
-        self._args[_CLASSES] = len(classes)
-        if self._keeper:
-            self._keeper.sync()
 
     def _feed(self, x):
         whole, self._whole = self._whole, False

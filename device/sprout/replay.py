@@ -25,8 +25,11 @@ class Replay:
 
     form: "raw", "latent" or "compact". per_sample: samples that learn() rehearses after each new
     one. record_bytes, capacity: bytes of a sample, samples there is room for. first: the operator
-    that rehearsing begins with. size: bytes of RAM.
+    that rehearsing begins with. slot: where the last sample went, or None. fresh: a byte for each
+    slot, 1 for what came since a guard's checkpoint; None without a guard. size: bytes of RAM.
     """
+
+    aside = False  # a Guard holds some samples aside
 
     def __init__(self, net, size, form, path, per_sample, clear):
         if per_sample < 0:
@@ -48,6 +51,7 @@ class Replay:
             self._ids = self._store.ids
         self._reservoir = Reservoir(self._store.capacity, net.seed ^ net.step)
         self._known, self._torn = (), False
+        self.slot = self.fresh = None
         self.sync()
 
     def __repr__(self):
@@ -61,7 +65,12 @@ class Replay:
 
     @property
     def capacity(self):
-        return len(self._reservoir.labels)
+        return len(self.labels)
+
+    @property
+    def labels(self):
+        """The number of the class in each slot, -1 where it is empty."""
+        return self._reservoir.labels
 
     @property
     def size(self):
@@ -83,17 +92,20 @@ class Replay:
         self._mend()
         self._torn = True  # until all is done, for Ctrl-C may come anywhere
         reservoir, store = self._reservoir, self._store
-        slot = reservoir.offer(label)
+        self.slot = slot = reservoir.offer(label)
         if slot is not None:
             reservoir.set(slot, -1)
             if store.write(slot, self._known[label], *self._parts):
                 reservoir.set(slot, label)
+                if self.fresh:
+                    self.fresh[slot] = 1
             else:
+                self.slot = None
                 self.sync()  # with less room than before
         self._torn = False
         return self.first
 
-    def after(self):
+    def after(self, loss):
         """What learn() rehearses."""
         if self.per_sample and self._reservoir.used:
             self.rehearse(self.per_sample)
@@ -159,11 +171,11 @@ class Replay:
         if len(labels) != self.capacity:
             self._reservoir = reservoir = Reservoir(len(labels))
         reservoir.restore(labels, state)
-        self._known, self._torn = known, False
+        self._known, self._classes, self._torn = known, self._net.classes, False
 
     def _mend(self):
-        """Count again after keep() was interrupted."""
-        if self._torn:
+        """Count again after keep() was interrupted, or the net has other classes."""
+        if self._torn or self._net.classes is not self._classes:
             self.sync()
 
 
@@ -227,9 +239,20 @@ class _Ram:
         return True
 
 
-def make(net, size, form, path, per_sample, clear):
+def make(net, keeper, size, form, path, per_sample, clear):
     """What net.replay() does."""
-    return Replay(net, size, form, path, per_sample, clear) if size else None
+    guard = keeper if hasattr(keeper, "watch") else None
+    if guard:
+        guard.watch(None)
+    else:
+        net._keeper = None
+    keeper = None  # an old buffer makes room
+    new = Replay(net, size, form, path, per_sample, clear) if size else None
+    if guard:
+        guard.watch(new)
+    else:
+        net._keeper = new
+    return new
 
 
 def rehearse(net, keeper, steps, rate):
