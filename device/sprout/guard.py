@@ -152,7 +152,6 @@ class Guard:
         """The losses of the samples held aside, Q12, -1 where a slot is empty."""
         net, held = self._net, self._held
         losses = array("i", [-1] * held.capacity)
-        held._mend()
         total = n = right = 0
         for slot in range(held.capacity):
             if held.labels[slot] >= 0:

@@ -61,7 +61,7 @@ class Replay:
     @property
     def used(self):
         """Samples that are kept."""
-        return self._reservoir.used
+        return self._mend().used
 
     @property
     def capacity(self):
@@ -70,7 +70,7 @@ class Replay:
     @property
     def labels(self):
         """The number of the class in each slot, -1 where it is empty."""
-        return self._reservoir.labels
+        return self._mend().labels
 
     @property
     def size(self):
@@ -78,7 +78,7 @@ class Replay:
 
     def counts(self):
         """Samples of each class, by name."""
-        kept = self._reservoir.kept
+        kept = self._mend().kept
         return {name: kept[i] if i < len(kept) else 0 for i, name in enumerate(self._net.classes)}
 
     def keep(self, label):
@@ -89,9 +89,8 @@ class Replay:
         """
         if self.first:
             self._net._run(0, self.first, _LEARN)
-        self._mend()
+        reservoir, store = self._mend(), self._store
         self._torn = True  # until all is done, for Ctrl-C may come anywhere
-        reservoir, store = self._reservoir, self._store
         self.slot = slot = reservoir.offer(label)
         if slot is not None:
             reservoir.set(slot, -1)
@@ -107,7 +106,7 @@ class Replay:
 
     def after(self, loss):
         """What learn() rehearses."""
-        if self.per_sample and self._reservoir.used:
+        if self.per_sample and self.used:
             self.rehearse(self.per_sample)
 
     def rehearse(self, steps, rate=None):
@@ -119,8 +118,7 @@ class Replay:
 
     def recall(self, slot=None):
         """Put a kept sample, any by default, into the arena; returns the number of its class."""
-        self._mend()
-        reservoir = self._reservoir
+        reservoir = self._mend()
         while reservoir.used:
             at = reservoir.pick() if slot is None else slot
             if self._store.read(at, *self._parts) >= 0:
@@ -133,14 +131,16 @@ class Replay:
     def forget(self, label):
         """Drop the samples of a class."""
         for slot in range(self.capacity):
-            if self._reservoir.labels[slot] == label:
+            if self.labels[slot] == label:
                 self.drop(slot)
-        self.sync()
 
     def drop(self, slot):
         """Drop a sample."""
         self._store.erase(slot)
-        self._reservoir.set(slot, -1)
+        if self._store.capacity == self.capacity:
+            self._reservoir.set(slot, -1)
+        else:
+            self.sync()  # with less room than before
 
     def flush(self):
         """Return when all that was kept is on flash."""
@@ -168,15 +168,16 @@ class Replay:
         for i in range(len(known)):
             number[known[i]] = i
         labels = array("h", [number.get(store.labels[i], -1) for i in range(store.capacity)])
-        if len(labels) != self.capacity:
+        if len(labels) != len(reservoir.labels):
             self._reservoir = reservoir = Reservoir(len(labels))
         reservoir.restore(labels, state)
         self._known, self._classes, self._torn = known, self._net.classes, False
 
     def _mend(self):
-        """Count again after keep() was interrupted, or the net has other classes."""
+        """The reservoir, counted again after keep() was interrupted or the classes changed."""
         if self._torn or self._net.classes is not self._classes:
             self.sync()
+        return self._reservoir
 
 
 class _Ram:
@@ -193,7 +194,7 @@ class _Ram:
             left = self.capacity
             while left:
                 n = min(left, self._per)
-                pieces.append(bytearray(n * record))
+                pieces.append(memoryview(bytearray(n * record)))
                 left -= n
             short = gc.mem_free() < _ROOM
         except MemoryError:
@@ -213,9 +214,8 @@ class _Ram:
 
     def read(self, slot, *parts):
         piece, at = self._pieces[slot // self._per], slot % self._per * self._record
-        view = memoryview(piece)
         for part in parts:
-            part[:] = view[at : at + len(part)]
+            part[:] = piece[at : at + len(part)]
             at += len(part)
         return self.labels[slot]
 
@@ -303,5 +303,5 @@ def _point(net, form):
         if not parts or not 0 <= first <= net._n_forward:
             raise ValueError
     except (TypeError, ValueError):
-        trouble().damaged(net._name, "its meta section says nothing sensible of replay")
+        trouble().damaged(net._name, "its boundary for replay is none")
     return first, parts
