@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..graph import SproutError
-from . import table
+from . import manual, table
 from .table import Board
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -76,12 +76,14 @@ def _native(arch: str) -> Path:
 def library() -> Path:
     """Return the folder that goes onto MicroPython's module path, built where needed.
 
-    It holds the package ``sprout`` and the scripts as .mpy, and ``sprout_core.mpy`` for x64.
+    It holds the package ``sprout`` and the scripts as .mpy, the text of ``sprout.help()``, and
+    ``sprout_core.mpy`` for x64.
     """
     native = _native("x64")
     sources = {f"sprout/{file.name}": file for file in sorted(DEVICE.glob("*.py"))}
     sources |= {file.name: file for file in sorted(SCRIPTS.glob("*.py"))}
-    digest = hashlib.sha256(native.read_bytes())
+    help_text = manual.text(DEVICE)
+    digest = hashlib.sha256(native.read_bytes() + help_text.encode())
     for name, file in sources.items():
         digest.update(f"\n{name}\n".encode() + file.read_bytes())
     out = build.BUILD / "board" / digest.hexdigest()[:16]
@@ -92,6 +94,7 @@ def library() -> Path:
         new = Path(name, "lib")
         for at, file in sources.items():
             compile_script(file, (new / at).with_suffix(".mpy"), at)
+        (new / "sprout" / "help.txt").write_text(help_text)
         shutil.copy(native, new / "sprout_core.mpy")
         try:
             new.rename(out)
