@@ -10,7 +10,7 @@ from .native import core
 
 HEADER = const(128)
 _HASHED_FROM = const(48)
-_CHUNK = const(1024)
+_CHUNK = const(512)
 _RATE = const(0.002)  # of learning, where the blob names none
 
 

@@ -3,7 +3,9 @@ from collections.abc import Callable, Iterable
 
 from .course import Course
 from .evaluate import Evaluation
+from .guard import Guard
 from .history import History
+from .replay import Replay
 
 Buffer = bytes | bytearray | memoryview | array[int]
 Samples = Iterable[tuple[Buffer, str | int]] | Callable[[], Iterable[tuple[Buffer, str | int]]]
@@ -61,6 +63,24 @@ class Net:
     def decay(self, t: int, n: int) -> None: ...
     def add_class(self, name: str) -> None: ...
     def remove_class(self, name: str | int) -> None: ...
+    def replay(
+        self,
+        bytes: int = 32768,
+        form: str = "latent",
+        path: str | None = None,
+        per_sample: int = 1,
+        clear: bool = False,
+    ) -> Replay | None: ...
+    def rehearse(self, steps: int, rate: float | None = None) -> float: ...
+    def guard(
+        self,
+        bytes: int = 16384,
+        on_regression: str = "restore",
+        every: int = 32,
+        path: str | None = None,
+    ) -> Guard | Replay | None: ...
+    @property
+    def drift(self) -> float: ...
     def save(self, path: str | None = None) -> None: ...
     def restore(self, path: str | None = None) -> None: ...
     def reset(self) -> None: ...
