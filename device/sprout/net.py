@@ -275,14 +275,14 @@ class Net:
 
         remove(self, name)
 
-    def replay(self, bytes=32768, form="latent", path=None, per_sample=1, clear=False):
+    def replay(self, bytes=32768, form="auto", path=None, per_sample=1, clear=False):
         """Keep what learn() gets, a fair share of each class, and rehearse it; returns the buffer.
 
         bytes: of RAM, or of flash where path names a folder, whose samples stay after a restart;
         0: no more replay. form: "latent", what the layers that learn get to see, so that
         rehearsing skips the others; "compact", the same from where it takes fewest bytes; "raw",
-        the frames. per_sample: samples rehearsed after each new one. clear: drop what the folder
-        holds, another net's samples too.
+        the frames; "auto", the smaller of these two. per_sample: samples rehearsed after each new
+        one. clear: drop what the folder holds, another net's samples too.
         """
         from .replay import make
 
