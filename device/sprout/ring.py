@@ -307,6 +307,12 @@ class Ring:
 
     def _remove(self, first):
         """Remove the files from number first on."""
-        for name, *_ in list(os.ilistdir(self._path)):
-            if name.isdigit() and int(name) >= first:
-                os.remove("%s/%s" % (self._path, name))
+        names = []
+        try:
+            for name, *_ in os.ilistdir(self._path):
+                if name.isdigit() and int(name) >= first:
+                    names.append(name)
+        except UnicodeError:
+            pass  # a power cut left garbage in the folder
+        for name in names:
+            os.remove("%s/%s" % (self._path, name))
