@@ -1,3 +1,4 @@
+# ruff: noqa: UP031
 # mypy: ignore-errors
 """Power cuts in MicroPython: a flash that fails on command, and what must hold after each cut.
 
@@ -8,23 +9,25 @@ A cut happens at one write or erase of a block device:
 
     before   nothing of it is done
     torn     the first part of its bytes is new, the rest is old
-    erased   all its bytes are 255
     garbled  all its bytes are random
+    erased   all its bytes are 255: FAT on flash that is erased before it is written
     after    it is done, and nothing after it
 """
 
 import gc
 import json
+import os
 import time
 
-import vfs
-
 import sprout
+import vfs
 from sprout.ring import Ring
 
-MODES = ("before", "torn", "erased", "garbled", "after")
+TORN = ("torn", "after")  # before a write is after the one before it
+ALL = {"lfs": ("garbled",) + TORN, "fat": ("erased", "garbled") + TORN}
 SIZES = {"lfs": (4096, 96), "fat": (512, 1024)}  # bytes of a block, blocks
-RECORD = 600
+RECORD = 600  # bytes of a sample in the ring, and of a ring of a few
+RING = 8 * 1024
 TAG = bytes(range(32))
 
 
@@ -187,7 +190,7 @@ def cuts(kind, base, act, check, modes, result):
     n = board.flash.n
     result["writes"] = result.get("writes", 0) + n
     for cut in range(1, n + 1):
-        for mode in modes:
+        for mode in modes if cut > 1 else ("before",) + modes:
             data = bytearray(base)
             board = Board(kind, data, cut, mode, cut)
             try:
@@ -205,39 +208,46 @@ def cuts(kind, base, act, check, modes, result):
             result["cuts"] = result.get("cuts", 0) + 1
 
 
+def modes_of(kind, number):
+    """What a cut may leave; FAT must not be garbled while files are made, at number 0."""
+    return TORN if kind == "fat" and not number else ALL[kind]
+
+
 def each_write_of_a_save(kind, blob, result):
-    """The first save, the one after, and the third, which is what all others are like."""
+    """The first two saves, and two more, which are what all others are like."""
     data = blank(kind, blob)
-    done = [None]
+    before = None
     for number in range(4):
-        learned = []
+        before = one_save(kind, data, before, modes_of(kind, number), result)
 
-        def act(board):
-            net = load()
-            restored(net)
-            learn(net, 2)
-            learned.append(state(net))
-            net.save()
 
-        def check(whole):
-            net = load()
-            must(restored(net) in (done[-1], learned[0]), "checkpoint")
-            must(len(set(learned)) == 1, "learning")
-            if whole:
-                must(state(net) == learned[0], "not the one saved")
-            learn(net, 1)
-            net.save()
-            new = state(net)
-            must(restored(load()) == new, "saving after the cut")
+def one_save(kind, data, before, modes, result):
+    """Returns the state that was saved; before: the one on flash until then."""
+    learned = []
 
-        # Making the slots' files is the business of FAT, which no sector may leave garbled.
-        ahead = kind == "fat" and number == 0
-        modes = [m for m in MODES if not ahead or m not in ("erased", "garbled")]
-        cuts(kind, data, act, check, modes, result)
-        board = Board(kind, data)
-        act(board)
-        board.off()
-        done.append(learned[0])
+    def act(board):
+        net = load()
+        restored(net)
+        learn(net, 2)
+        learned.append(state(net))
+        net.save()
+
+    def check(whole):
+        net = load()
+        must(restored(net) in (before, learned[0]), "checkpoint")
+        must(len(set(learned)) == 1, "learning")
+        if whole:
+            must(state(net) == learned[0], "not the one saved")
+        learn(net, 1)
+        net.save()
+        new = state(net)
+        must(restored(load()) == new, "saving after the cut")
+
+    cuts(kind, data, act, check, modes, result)
+    board = Board(kind, data)
+    act(board)
+    board.off()
+    return learned[0]
 
 
 def each_write_of_a_ring(kind, blob, result):
@@ -249,49 +259,48 @@ def each_write_of_a_ring(kind, blob, result):
     net.save()
     learn(net, 3)
     net.save()
-    saved = state(net)
     board.off()
-    there = {}  # slot: stamps that it may hold; more than one only while they are written
-    lists = ((), (0, 1, 2), (2, 7, 3), (0, 8, 1, 2), (5, 5, 2))
-    for number, slots in enumerate(lists):
+    there = {}
+    for number, slots in enumerate(((), (0, 1, 8), (0, 2, 2))):
+        writes = [(slot, 100 * number + i) for i, slot in enumerate(slots)]
+        some_records(kind, data, state(net), there, writes, modes_of(kind, number), result)
+        there.update(writes)
 
-        def act(board):
-            ring = Ring("/flash/ring", RECORD, 8 * 1024, TAG)
-            for i, slot in enumerate(slots):
-                must(ring.write(slot, slot % 4, payload(100 * number + i)), "full")
-            must(ring.flush(), "full")
 
-        def check(whole):
-            must(restored(load()) == saved, "checkpoint")
-            ring = Ring("/flash/ring", RECORD, 8 * 1024, TAG)
-            buffer = bytearray(RECORD)
-            lost = []
-            for slot in range(ring.capacity):
-                label = ring.read(slot, buffer)
-                if label < 0:
-                    if slot in there and (whole or slot not in slots):
-                        lost.append(slot)
-                    continue
-                must(label == slot % 4, "label", slot)
-                stamp = buffer[0] | buffer[1] << 8
-                must(buffer == payload(stamp), "mixed", slot)
-                new = [100 * number + i for i, at in enumerate(slots) if at == slot]
-                must(stamp in there.get(slot, ()) or stamp in new, "unknown", slot, stamp)
-                must(not whole or not new or stamp == new[-1], "old", slot, stamp)
-            result["lost"] = max(result.get("lost", 0), len(lost))
-            must(kind == "fat" or not lost, "lost", lost)
-            must(ring.write(4, 1, payload(9999)) and ring.flush(), "writing after the cut")
-            ring = Ring("/flash/ring", RECORD, 8 * 1024, TAG)
-            must(ring.read(4, buffer) == 1 and buffer == payload(9999), "reading after the cut")
+def some_records(kind, data, saved, there, writes, modes, result):
+    """saved: state of the checkpoint; there, writes: slots and stamps, before and in this go."""
 
-        ahead = kind == "fat" and number == 0
-        modes = [m for m in MODES if not ahead or m not in ("erased", "garbled")]
-        cuts(kind, data, act, check, modes, result)
-        board = Board(kind, data)
-        act(board)
-        board.off()
-        for i, slot in enumerate(slots):
-            there[slot] = (100 * number + i,)
+    def act(board):
+        ring = Ring("/flash/ring", RECORD, RING, TAG)
+        for slot, stamp in writes:
+            must(ring.write(slot, slot % 4, payload(stamp)), "full")
+        must(ring.flush(), "full")
+
+    def check(whole):
+        must(restored(load()) == saved, "checkpoint")
+        ring = Ring("/flash/ring", RECORD, RING, TAG)
+        buffer = bytearray(RECORD)
+        lost = 0
+        for slot in range(ring.capacity):
+            new = [stamp for at, stamp in writes if at == slot]
+            if ring.read(slot, buffer) < 0:
+                lost += slot in there and (whole or kind == "lfs" or not new)
+                continue
+            must(ring.labels[slot] == slot % 4, "label", slot)
+            stamp = buffer[0] | buffer[1] << 8
+            must(buffer == payload(stamp), "mixed", slot)
+            must(stamp == there.get(slot) or stamp in new, "unknown", slot, stamp)
+            must(not whole or not new or stamp == new[-1], "old", slot, stamp)
+        result["lost"] = max(result.get("lost", 0), lost)
+        must(kind == "fat" or not lost, "lost", lost)
+        must(ring.write(4, 1, payload(9999)) and ring.flush(), "writing after the cut")
+        ring = Ring("/flash/ring", RECORD, RING, TAG)
+        must(ring.read(4, buffer) == 1 and buffer == payload(9999), "reading after the cut")
+
+    cuts(kind, data, act, check, modes, result)
+    board = Board(kind, data)
+    act(board)
+    board.off()
 
 
 # Random cuts
@@ -300,8 +309,8 @@ def each_write_of_a_ring(kind, blob, result):
 class Life:
     """A net that learns, saves and keeps samples, and the log of what its flash must hold."""
 
-    def __init__(self, kind, blob, seed):
-        self.kind, self.seed = kind, seed
+    def __init__(self, kind, blob, seed, garbled):
+        self.kind, self.seed, self.garbled = kind, seed, garbled
         self.data = blank(kind, blob)
         self.done = self.saving = None  # states at the last whole save and at one under way
         self.known = {}  # stamp of the record in a slot
@@ -321,7 +330,7 @@ class Life:
             must(found in (self.done, self.saving), "checkpoint")
             result["older"] += found == self.done != self.saving
             self.done = self.saving = found
-            ring = Ring("/flash/ring", RECORD, 24 * 1024, TAG)
+            ring = Ring("/flash/ring", RECORD, 3 * RING, TAG)
             self._compare(ring, result)
             while True:
                 step = net.step
@@ -357,7 +366,8 @@ class Life:
                 must(buffer == payload(stamp) and ring.labels[slot] == slot % 4, "mixed", slot)
                 must(stamp == self.known.get(slot) or stamp in self.open.get(slot, ()), "unknown")
             elif slot in self.known:
-                must(self.kind == "fat" and slot in self.open, "record lost", slot)
+                fat = self.kind == "fat" and slot in self.open
+                must(fat or self.garbled, "record lost", slot)
                 result["lost"] += 1
         self.known, self.open = found, {}
 
@@ -365,48 +375,58 @@ class Life:
 def random_cuts(kind, blob, n, garbled, seed, result):
     """n cuts, each at a random write of a net that learns, saves and keeps samples.
 
-    With garbled, sectors of FAT are erased and garbled as well, which can cost all of it; such
-    losses are counted, and a new life begins.
+    FAT is cut before, after and in the middle of writes, and the first loss is an exception. With
+    garbled its sectors are erased and garbled as well, which can cost its table, and with it
+    everything: these losses are counted, and a new life begins.
     """
-    modes = [m for m in MODES if garbled or kind == "lfs" or m not in ("erased", "garbled")]
+    modes = ("before",) + TORN if kind == "fat" and not garbled else ("before",) + ALL[kind]
     result.update(cuts=0, saves=0, steps=0, records=0, older=0, lost=0, losses=0)
-    life = Life(kind, blob, seed)
+    life = Life(kind, blob, seed, garbled)
     while result["cuts"] < n:
         mode = modes[life.random(len(modes))]
         try:
             life.go(mode, result)
         except Exception as e:
             if not garbled:
-                raise Loss("%s, cut %d, %s: %r" % (kind, result["cuts"], mode, e))
+                raise Loss("%s, cut %d, %s: %r" % (kind, result["cuts"], mode, e)) from e
             result["losses"] += 1
-            life = Life(kind, blob, life.seed)
+            life = Life(kind, blob, life.seed, garbled)
         gc.collect()
 
 
 def wear(kind, blob, result):
-    """What one save and one record of a full ring write, without cuts, each the mean of many."""
-    data = blank(kind, blob)
-    board = Board(kind, data)
+    """[writes, bytes, erases] of a save and of records as a ring fills and once it is full, each
+    the mean of many; allocated: blocks that the ring takes."""
+    board = Board(kind, blank(kind, blob))
+    counts = board.flash.counts
     net = load()
-    for _ in range(3):
+
+    def mean(act, n):
+        counts[:] = [0, 0, 0]
+        for i in range(n):
+            act(i)
+        return [count / n for count in counts]
+
+    def save(i):
         learn(net, 1)
         net.save()
-    board.flash.counts = [0, 0, 0]
-    for _ in range(20):
-        learn(net, 1)
-        net.save()
-    result["save"] = [count / 20 for count in board.flash.counts]
-    ring = Ring("/flash/ring", RECORD, 24 * 1024, TAG)
-    board.flash.counts = [0, 0, 0]
-    for slot in range(ring.capacity):
-        ring.write(slot, 0, payload(slot))
-    ring.flush()
-    result["fill"] = [count / ring.capacity for count in board.flash.counts]
-    board.flash.counts = [0, 0, 0]
-    for i in range(100):
-        ring.write(i * 7 % ring.capacity, 0, payload(i))
-    ring.flush()
-    result["replace"] = [count / 100 for count in board.flash.counts]
+
+    mean(save, 3)  # from now on there are both slots
+    result["save"] = mean(save, 20)
+    free = os.statvfs("/flash")[3]
+    ring = Ring("/flash/ring", RECORD, RING, TAG)
+    n = ring.capacity
+    order = [i * 7 % n for i in range(n)] if n % 7 else [i * 5 % n for i in range(n)]
+
+    def record(i):
+        must(ring.write(i if i < n else order[i % n], 0, payload(i)), "full")
+        if i in (n - 1, 5 * n - 1):
+            must(ring.flush(), "full")
+
+    result["records"] = n
+    result["fill"] = mean(record, n)
+    result["replace"] = mean(lambda i: record(n + i), 4 * n)
+    result["allocated"] = (free - os.statvfs("/flash")[3]) * os.statvfs("/flash")[0]
 
 
 with open("powercut.json") as file:
@@ -414,9 +434,11 @@ with open("powercut.json") as file:
 with open("net.sprout", "rb") as file:
     blob = file.read()
 SAMPLE = len(sprout.load("net.sprout").input)
+kind = config["kind"]
+SIZES[kind] = SIZES[kind][0], config.get("blocks", SIZES[kind][1])
+RECORD, RING = config.get("record", RECORD), config.get("ring", RING)
 result = {}
 start = time.ticks_ms()
-kind = config["kind"]
 if config["what"] == "save":
     each_write_of_a_save(kind, blob, result)
 elif config["what"] == "ring":

@@ -65,6 +65,8 @@ def write(path, blob, name, classes, step, seed, trained):
             os.remove(target)  # littlefs keeps old bytes until all the new ones are there
             _put(target, fat, parts)
     except OSError as e:
+        if not fat:
+            _forget(target)
         trouble().not_written(path, e, size)
     if _examine(target)[:2] != (_GOOD, number):
         trouble().not_kept(target)
@@ -144,6 +146,13 @@ def _make(slot, size, grow):
             zeros = bytes(_SECTOR)
             for _ in range(there, size + _SECTOR, _SECTOR):  # some longer names fit as well
                 file.write(zeros)
+
+
+def _forget(path):
+    try:
+        os.remove(path)
+    except OSError:
+        pass  # it never came to be
 
 
 def _put(path, fat, parts):

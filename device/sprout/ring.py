@@ -59,8 +59,8 @@ class Ring:
     there is none. dropped: records found damaged or cut short.
 
     A record is on flash after flush(), or once one of another file was written; a power cut costs
-    at most those written since, and on FAT what shares a sector with one. Directories take some
-    blocks more: on littlefs two for about 60 files.
+    at most those written since, and on FAT what shares a sector with one. The folder takes
+    some blocks more: on littlefs two for about 25 files.
     """
 
     def __init__(self, path, record_bytes, max_bytes, tag, clear=False):
