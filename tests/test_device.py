@@ -377,7 +377,8 @@ print(net.memory())
     assert lines[3:5] == ["['cup', 'pen']", "['cup', 'pen', 'key']"]
     assert lines[5].startswith("<net: 3 classes (cup, pen, key), 120 samples seen, ")
     parts = json.loads(lines[6].replace("'", '"'))
-    assert set(parts) == {"arena", "trained", "scratch", "accum", "program", "native"}
+    kinds = {"arena", "trained", "scratch", "accum", "program", "native", "replay"}
+    assert set(parts) == kinds
     assert parts["native"] > 10000
 
 

@@ -136,6 +136,7 @@ class Net:
         else:
             self._read(source, 0, program)
         self._memory = (source, program, arena, trained, working, accum or None)
+        self._keeper = self._drift = None  # a Replay or a Guard; a Drift
         self._args = array("i", [0] * _N_ARGS)
         self._odds = array("i", bytes(4 * self.max_classes))
         code = core.check(self._memory)
@@ -179,9 +180,7 @@ class Net:
         """
         best = self.classify(x)
         classes, odds = self.classes, self._odds
-        code = core.probabilities(self._memory, len(classes), self._p0, odds)
-        if code:
-            self._fail(code, len(classes))
+        self._notice()
         if top == 1:
             return classes[best], odds[best] / 32768
         order = sorted(range(len(classes)), key=lambda i: -odds[i])
@@ -203,34 +202,28 @@ class Net:
 
         label: name or number of the class. rate: for this step only.
         """
-        args = self._args
         if rate is not None:
-            parts = rate_parts(rate)
-        self._feed_labelled(x, label)
-        hit = self._best() == args[_LABEL]
-        usual_m, usual_e = args[_RATE_M], args[_RATE_E]
-        if rate is not None:
-            args[_RATE_M], args[_RATE_E] = parts
-        try:
-            self._run(self._n_forward, self._n_ops, _LEARN)
-        finally:
-            args[_RATE_M] = usual_m
-            args[_RATE_E] = usual_e
-        args[_STEP] += 1
+            rate = rate_parts(rate)
+        keeper = self._keeper
+        label = self._feed_labelled(x, label)
+        self._run(keeper.keep(label) if keeper else 0, self._n_forward, _LEARN)
+        hit = self._best() == label
+        if self._drift:
+            self._notice()
+        if keeper and keeper.aside:
+            loss = self._loss(self._n_forward, label)
+        else:
+            loss = self._train(self._n_forward, label, rate)
         self.hit = hit
         self._seen = min(self._seen + 1, _RECENT)
         self._recent += ((hit << 15) - self._recent) // self._seen
-        if self._memory[5]:
-            self._pending += 1
-            if self._pending >= self.batch:
-                self.apply()
-        return args[_LOSS] / 65536
+        if keeper:
+            keeper.after(loss)
+        return loss
 
     def loss(self, x=None, label=None):
         """The sample's loss, in nats, without learning from it."""
-        self._feed_labelled(x, label)
-        self._run(self._n_forward, self._n_forward + 1, _LEARN)  # the loss is the next operator
-        return self._args[_LOSS] / 65536
+        return self._loss(0, self._feed_labelled(x, label))
 
     def apply(self):
         """Apply an unfinished batch."""
@@ -249,9 +242,56 @@ class Net:
         self.classes = self._checked(self.classes + [name])
         self._args[_CLASSES] = len(self.classes)
 
+    def replay(self, bytes=32768, form="latent", path=None, per_sample=1, clear=False):
+        """Keep what learn() gets, a fair share of each class, and rehearse it; returns the buffer.
+
+        bytes: of RAM, or of flash where path names a folder, whose samples stay after a restart;
+        0: no more replay. form: "latent", what the layers that learn get to see, so that
+        rehearsing skips the others; "compact", the same from where it takes fewest bytes; "raw",
+        the frames. per_sample: samples rehearsed after each new one. clear: drop what the folder
+        holds, another net's samples too.
+        """
+        from .replay import make
+
+        return make(self, self._keeper, bytes, form, path, per_sample, clear)
+
+    def rehearse(self, steps, rate=None):
+        """Learn from the replay buffer alone, so many steps; returns their mean loss, in nats."""
+        from .replay import rehearse
+
+        return rehearse(self, self._keeper, steps, rate)
+
+    def guard(self, bytes=16384, on_regression="restore", every=32, path=None):
+        """Hold one sample in eight aside and see by them whether learning does harm.
+
+        They are not learned. When their loss has risen, at a look after `every` samples, the net
+        goes back to the last good checkpoint and drops what it kept since ("restore"), or only
+        says so ("warn"). bytes: of RAM for them; 0: no more guard. path: file for the checkpoint;
+        by default it is in RAM where there is plenty, else beside the blob, named .good.
+        """
+        from .guard import make
+
+        self._keeper = make(self, self._keeper, bytes, on_regression, every, path)
+        return self._keeper
+
+    @property
+    def drift(self):
+        """How much less sure of its predictions the net has become, in standard errors.
+
+        The mean probability of the likeliest class over about the last 32 samples against the
+        last 512; above 4 the input has probably changed. It begins with the first look, with 0.
+        """
+        if not self._drift:
+            from .drift import Drift
+
+            self._drift = Drift()
+        return self._drift.value()
+
     def save(self, path=None):
         """Write a checkpoint, beside the blob by default, without an unfinished batch."""
         _, program, _, trained, _, _ = self._memory
+        if self._keeper:
+            self._keeper.flush()
         args = bytes(program[16:48]), self.name, self.classes, self.step, self.seed, trained
         checkpoint.write(path or self._checkpoint, *args)
 
@@ -281,6 +321,7 @@ class Net:
             "accum": accum,
             "program": program,
             "native": code_bytes(),
+            "replay": self._keeper.size if self._keeper else 0,
         }
 
     @property
@@ -326,8 +367,22 @@ class Net:
         args[_CLASSES] = len(classes)
         args[_STEP] = step
         args[_RATE_M] = self._mantissa
-        self._seen = self._recent = self._pending = 0
+        self._seen = self._recent = 0
         self.hit = False
+        self._drop_batch()
+
+    def _notice(self):
+        """The probabilities of the classes, after a forward pass."""
+        n, odds = len(self.classes), self._odds
+        code = core.probabilities(self._memory, n, self._p0, odds)
+        if code:
+            self._fail(code, n)
+        if self._drift:
+            self._drift.note(odds[self._best()])
+
+    def _drop_batch(self):
+        """Forget the steps of an unfinished batch."""
+        self._pending = 0
         accum = self._memory[5]
         if accum:
             view, zeros = memoryview(accum), bytes(64)
@@ -349,17 +404,45 @@ class Net:
             trouble().wrong_sample(x, self.shape)
 
     def _feed_labelled(self, x, label):
-        """The forward pass of a step."""
+        """The sample's label as a number, with the sample in the input."""
         if not self._can_learn:
-            raise ValueError("%s cannot learn: compile it with --plan last" % self._name)
+            trouble().cannot_learn(self._name)
         classes = self.classes
         if label in classes:
             label = classes.index(label)
         elif not isinstance(label, int) or not 0 <= label < len(classes):
             trouble().wrong_label(label, self.name, classes)
-        self._args[_LABEL] = label
         self._feed(x)
-        self._run(0, self._n_forward, _LEARN)
+        return label
+
+    def _train(self, first, label, rate):
+        """A step from operator `first` on; returns the loss before it, in nats.
+
+        rate: its parts, None for the usual one.
+        """
+        args = self._args
+        args[_LABEL] = label
+        usual_m, usual_e = args[_RATE_M], args[_RATE_E]
+        if rate is not None:
+            args[_RATE_M], args[_RATE_E] = rate
+        try:
+            self._run(first, self._n_ops, _LEARN)
+        finally:
+            args[_RATE_M] = usual_m
+            args[_RATE_E] = usual_e
+        args[_STEP] += 1
+        loss = args[_LOSS] / 65536
+        if self._memory[5]:
+            self._pending += 1
+            if self._pending >= self.batch:
+                self.apply()
+        return loss
+
+    def _loss(self, first, label):
+        """The loss, in nats, from operator `first` on."""
+        self._args[_LABEL] = label
+        self._run(first, self._n_forward + 1, _LEARN)  # the loss is the first one after the others
+        return self._args[_LOSS] / 65536
 
     def _best(self):
         """The class with the largest logit; the view shows int8 as bytes."""

@@ -183,3 +183,48 @@ def wrong_record(label, size, expected):
 def ring_full(path, capacity):
     """Say that a ring has become smaller."""
     print("the flash is full: %s goes on with room for %d samples" % (path, capacity))
+
+
+def cannot_learn(name):
+    """Say what a blob that only predicts needs."""
+    raise ValueError("%s cannot learn: compile it with --plan last" % name)
+
+
+def replay_too_small(form, size, least):
+    """Say what a replay buffer holds at least."""
+    text = "replay of %d bytes holds no %s sample: give it %d or more, or another form"
+    raise ValueError(text % (size, form, least))
+
+
+def no_ram_for_replay(size, free):
+    """Say how much RAM there is for a replay buffer."""
+    text = "replay needs %d bytes of RAM and about %d are free: give it fewer, or a path on flash"
+    raise MemoryError(text % (size, free))
+
+
+def nothing_to_rehearse():
+    """Say where kept samples come from."""
+    raise ValueError("no sample is kept: call net.replay(), then learn() some or give its path")
+
+
+def not_between_rows(row):
+    """Say when a net that takes rows can rehearse."""
+    text = "%d rows of a frame are there: feed() the others and use it before rehearse()"
+    raise ValueError(text % row)
+
+
+def no_raw_rows(name):
+    """Say why there are no frames to keep."""
+    text = "%s takes frames by rows and never has a whole one: keep form='latent' instead of 'raw'"
+    raise ValueError(text % name)
+
+
+def no_latents(name):
+    """Say that a blob is too old for latent replay."""
+    raise ValueError("%s does not say what to keep for replay: compile it again" % name)
+
+
+def same_on_flash(first, second):
+    """Say that two classes cannot be told apart on flash."""
+    text = "replay on flash cannot tell %r from %r: load() with another name for one of them"
+    raise ValueError(text % (first, second))
