@@ -26,7 +26,8 @@ _ONE = 1 << 80
 class Frame:
     """Fills a net's input from frames of another size: frame(buffer), see sprout.Frame().
 
-    crop: (left, top, width, height) of the part of a frame that is used, in pixels.
+    crop: (left, top, width, height) of the part of a frame that is used, in pixels. size: bytes of
+    a frame.
     """
 
     def __init__(self, width, height, format, net, mirror=False, flip=False):
@@ -51,7 +52,8 @@ class Frame:
         left, top = (width - crop_w) // 2, (height - crop_h) // 2
         self.crop = left, top, crop_w, crop_h
         self._net = net
-        self._frame = width, height, format, stride * height
+        self.size = stride * height
+        self._frame = width, height, format, self.size
         self._plan = array("I", bytes(4 * (_HEAD + 2 * (w + h) + w * c)))
         for i, value in enumerate((width, height, kind, w, h, c)):
             self._plan[i] = value
