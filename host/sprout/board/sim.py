@@ -76,13 +76,13 @@ def _native(arch: str) -> Path:
 def library() -> Path:
     """Return the folder that goes onto MicroPython's module path, built where needed.
 
-    It holds the package ``sprout`` and the scripts as .mpy, and ``sprout_core.mpy`` for x64.
+    It holds the package ``sprout`` and the scripts as .mpy, and the native modules for x64.
     """
-    native = _native("x64")
+    natives = {"sprout_core.mpy": _native("x64"), "sprout_frame.mpy": build.build_frame("x64")}
     sources = {f"sprout/{file.name}": file for file in sorted(DEVICE.glob("*.py"))}
     sources |= {file.name: file for file in sorted(SCRIPTS.glob("*.py"))}
-    digest = hashlib.sha256(native.read_bytes())
-    for name, file in sources.items():
+    digest = hashlib.sha256()
+    for name, file in {**natives, **sources}.items():
         digest.update(f"\n{name}\n".encode() + file.read_bytes())
     out = build.BUILD / "board" / digest.hexdigest()[:16]
     if out.exists():
@@ -92,7 +92,8 @@ def library() -> Path:
         new = Path(name, "lib")
         for at, file in sources.items():
             compile_script(file, (new / at).with_suffix(".mpy"), at)
-        shutil.copy(native, new / "sprout_core.mpy")
+        for at, native in natives.items():
+            shutil.copy(native, new / at)
         try:
             new.rename(out)
         except OSError:  # another process was faster
