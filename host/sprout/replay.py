@@ -8,8 +8,10 @@ only the rest.  The results are those of whole steps, bit for bit.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,20 @@ from .schedule import rate_at, rate_parts
 Array = np.ndarray
 Span = tuple[str, int, int]
 """A tensor in the arena: name, offset, bytes."""
+
+
+def _of_the_device(name: str) -> Any:
+    """Return a module of the device package that CPython runs too."""
+    path = Path(__file__).resolve().parents[2] / "device" / "sprout" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{__package__}.{name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+Reservoir = _of_the_device("reservoir").Reservoir
+"""Which samples a replay buffer keeps: the board's own policy."""
 
 
 def boundary(blob: Blob) -> tuple[int, list[Span]]:
