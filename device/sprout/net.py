@@ -136,6 +136,7 @@ class Net:
         else:
             self._read(source, 0, program)
         self._memory = (source, program, arena, trained, working, accum or None)
+        self._keeper = None  # of samples: a Replay, or a Guard
         self._args = array("i", [0] * _N_ARGS)
         self._odds = array("i", bytes(4 * self.max_classes))
         code = core.check(self._memory)
@@ -203,34 +204,23 @@ class Net:
 
         label: name or number of the class. rate: for this step only.
         """
-        args = self._args
         if rate is not None:
-            parts = rate_parts(rate)
-        self._feed_labelled(x, label)
-        hit = self._best() == args[_LABEL]
-        usual_m, usual_e = args[_RATE_M], args[_RATE_E]
-        if rate is not None:
-            args[_RATE_M], args[_RATE_E] = parts
-        try:
-            self._run(self._n_forward, self._n_ops, _LEARN)
-        finally:
-            args[_RATE_M] = usual_m
-            args[_RATE_E] = usual_e
-        args[_STEP] += 1
+            rate = rate_parts(rate)
+        keeper = self._keeper
+        label = self._feed_labelled(x, label)
+        self._run(keeper.keep(label) if keeper else 0, self._n_forward, _LEARN)
+        hit = self._best() == label
+        loss = self._train(self._n_forward, label, rate)
         self.hit = hit
         self._seen = min(self._seen + 1, _RECENT)
         self._recent += ((hit << 15) - self._recent) // self._seen
-        if self._memory[5]:
-            self._pending += 1
-            if self._pending >= self.batch:
-                self.apply()
-        return args[_LOSS] / 65536
+        if keeper:
+            keeper.after()
+        return loss
 
     def loss(self, x=None, label=None):
         """The sample's loss, in nats, without learning from it."""
-        self._feed_labelled(x, label)
-        self._run(self._n_forward, self._n_forward + 1, _LEARN)  # the loss is the next operator
-        return self._args[_LOSS] / 65536
+        return self._loss(0, self._feed_labelled(x, label))
 
     def apply(self):
         """Apply an unfinished batch."""
@@ -246,12 +236,34 @@ class Net:
 
     def add_class(self, name):
         """Add a class, as long as the blob has room (max_classes)."""
-        self.classes = self._checked(self.classes + [name])
-        self._args[_CLASSES] = len(self.classes)
+        self._know(self._checked(self.classes + [name]))
+
+    def replay(self, bytes=32768, form="latent", path=None, per_sample=1, clear=False):
+        """Keep what learn() gets, a fair share of each class, and rehearse it; returns the buffer.
+
+        bytes: of RAM, or of flash where path names a folder, whose samples stay after a restart;
+        0: no more replay. form: "latent", what the layers that learn get to see, so that
+        rehearsing skips the others; "compact", the same from where it takes fewest bytes; "raw",
+        the frames. per_sample: samples rehearsed after each new one. clear: drop what the folder
+        holds, another net's samples too.
+        """
+        from .replay import make
+
+        self._keeper = None  # an old one makes room
+        self._keeper = make(self, bytes, form, path, per_sample, clear)
+        return self._keeper
+
+    def rehearse(self, steps, rate=None):
+        """Learn from the replay buffer alone, so many steps; returns their mean loss, in nats."""
+        from .replay import rehearse
+
+        return rehearse(self, self._keeper, steps, rate)
 
     def save(self, path=None):
         """Write a checkpoint, beside the blob by default, without an unfinished batch."""
         _, program, _, trained, _, _ = self._memory
+        if self._keeper:
+            self._keeper.flush()
         args = bytes(program[16:48]), self.name, self.classes, self.step, self.seed, trained
         checkpoint.write(path or self._checkpoint, *args)
 
@@ -281,6 +293,7 @@ class Net:
             "accum": accum,
             "program": program,
             "native": code_bytes(),
+            "replay": self._keeper.size if self._keeper else 0,
         }
 
     @property
@@ -320,10 +333,9 @@ class Net:
         return text + ", %d bytes of RAM>" % sum(self._sizes)
 
     def _start(self, classes, step, seed):
-        self.classes = list(classes)
+        self._know(list(classes))
         self.seed = seed
         args = self._args
-        args[_CLASSES] = len(classes)
         args[_STEP] = step
         args[_RATE_M] = self._mantissa
         self._seen = self._recent = self._pending = 0
@@ -333,6 +345,13 @@ class Net:
             view, zeros = memoryview(accum), bytes(64)
             for i in range(0, len(view), 64):
                 view[i : i + 64] = zeros[: len(view) - i]
+
+    def _know(self, classes):
+        """Have these classes from now on."""
+        self.classes = classes
+        self._args[_CLASSES] = len(classes)
+        if self._keeper:
+            self._keeper.sync()
 
     def _feed(self, x):
         whole, self._whole = self._whole, False
@@ -349,17 +368,45 @@ class Net:
             trouble().wrong_sample(x, self.shape)
 
     def _feed_labelled(self, x, label):
-        """The forward pass of a step."""
+        """The sample's label as a number, with the sample in the input."""
         if not self._can_learn:
-            raise ValueError("%s cannot learn: compile it with --plan last" % self._name)
+            trouble().cannot_learn(self._name)
         classes = self.classes
         if label in classes:
             label = classes.index(label)
         elif not isinstance(label, int) or not 0 <= label < len(classes):
             trouble().wrong_label(label, self.name, classes)
-        self._args[_LABEL] = label
         self._feed(x)
-        self._run(0, self._n_forward, _LEARN)
+        return label
+
+    def _train(self, first, label, rate):
+        """A step from operator `first` on; returns the loss before it, in nats.
+
+        rate: its parts, None for the usual one.
+        """
+        args = self._args
+        args[_LABEL] = label
+        usual_m, usual_e = args[_RATE_M], args[_RATE_E]
+        if rate is not None:
+            args[_RATE_M], args[_RATE_E] = rate
+        try:
+            self._run(first, self._n_ops, _LEARN)
+        finally:
+            args[_RATE_M] = usual_m
+            args[_RATE_E] = usual_e
+        args[_STEP] += 1
+        loss = args[_LOSS] / 65536
+        if self._memory[5]:
+            self._pending += 1
+            if self._pending >= self.batch:
+                self.apply()
+        return loss
+
+    def _loss(self, first, label):
+        """The loss, in nats, from operator `first` on."""
+        self._args[_LABEL] = label
+        self._run(first, self._n_forward + 1, _LEARN)  # the loss is the first one after the others
+        return self._args[_LOSS] / 65536
 
     def _best(self):
         """The class with the largest logit; the view shows int8 as bytes."""

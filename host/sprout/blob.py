@@ -23,7 +23,8 @@ offset  type     meaning
                  place or streamed
 64      u32 x 2  initial section: the first bytes of the trained parameters, as they lie in RAM
 72      u32 x 2  meta section: JSON for the board (``name``, ``classes``, ``input``, ``output``,
-                 perhaps ``rate``: the learning rate, a number, that suits the user's samples)
+                 ``logits``, ``latent``: see below; perhaps ``rate``: the learning rate, a number,
+                 that suits the user's samples)
 80      u32 x 2  info section: JSON for the host (layer names, the plan, memory by part)
 88      u32      arena length in bytes
 92      u32      trained length in bytes
@@ -43,6 +44,10 @@ offset  type     meaning
 124     u32      offset, from the start of the program section, of 256 int8: input value by
                  pixel; 0: none
 ======  =======  ================================================================================
+
+``latent`` says where a step can be taken up again: a list of [operator, [[offset, bytes], ...]],
+with what of the arena the operators from there on read.  First the last operator before which
+nothing is trained, then earlier ones before which fewer bytes are needed.
 
 Program section
 ===============

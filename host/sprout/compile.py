@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import autodiff, blob, frontends, memory, overwrite, passes, stream
+from . import autodiff, blob, frontends, latent, memory, overwrite, passes, stream
 from . import plan as plans
 from .frontends.head import replace_head
 from .graph import (
@@ -579,6 +579,10 @@ class _Lowering:
             "logits": _quantisation(graph.logits) | {"p0": probability_factor(graph.logits.scale)},
         }
         result.info = self.info(spans, result)
+        result.meta["latent"] = [
+            [cut, [[offset, length] for _, offset, length in alive]]
+            for cut, alive in latent.points(result)
+        ]
         return result
 
     def info(self, spans: dict[int, memory.Buffer], b: blob.Blob) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import blob as blobs
+from . import latent
 from .graph import SproutError
 
 RAM_PARTS = {
@@ -33,9 +34,9 @@ FLASH_PARTS = {
 def describe(blob: blobs.Blob, data: bytes) -> dict[str, Any]:
     """Return everything that ``sprout inspect --json`` prints; sizes in bytes.
 
-    Keys: ``name``, ``classes``, ``max_classes``, ``input``, ``output``, ``logits``, ``plan``,
-    ``layers``, ``trained``, ``macs``, ``memory``, ``flash``, ``tensors``, ``steps`` (length of the
-    schedule), ``forward_steps`` and ``sha256`` of the file.
+    Keys: ``name``, ``classes``, ``max_classes``, ``input``, ``output``, ``logits``, ``latent``,
+    ``plan``, ``layers``, ``trained``, ``macs``, ``memory``, ``flash``, ``tensors``, ``steps``
+    (length of the schedule), ``forward_steps`` and ``sha256`` of the file.
     """
     info = _info(blob)
     return {
@@ -91,7 +92,7 @@ def layers(blob: blobs.Blob) -> list[dict[str, Any]]:
 def show(blob: blobs.Blob, file_len: int, console: Console) -> None:
     """Print the tables of ``sprout inspect``."""
     about = f"{blob.meta.get('name', 'model')}: {classes_text(blob)}"
-    for line in (about, learns_text(blob)):
+    for line in filter(None, (about, learns_text(blob), rehearses_text(blob))):
         console.print(line, markup=False, soft_wrap=True)
     table = Table("#", "layer", "in", "out", "MACs", "rows", "learns", box=None, pad_edge=False)
     for column in table.columns[2:6]:
@@ -123,6 +124,19 @@ def learns_text(blob: blobs.Blob) -> str:
         f"learns {info['plan']}{rate}: weights of {weights} and biases of {biases}; "
         f"{forward:,} MACs forward, {backward:,} backward"
     )
+
+
+def rehearses_text(blob: blobs.Blob) -> str:
+    """What a kept sample takes and what a step from it costs, in a line; empty if none learns."""
+    points = latent.points(blob)
+    if not points:
+        return ""
+    whole = sum(_info(blob)["macs"].values())
+    texts = []
+    for cut, spans in points[:1] + points[1:][-1:]:
+        macs = latent.macs(blob, cut)
+        texts.append(f"{latent.size(spans):,} bytes, {macs:,} MACs ({macs / whole:.0%} of a step)")
+    return f"a sample kept for replay: {', or '.join(texts)}"
 
 
 def flash(blob: blobs.Blob, file_len: int) -> dict[str, int]:
