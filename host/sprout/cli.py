@@ -241,7 +241,9 @@ def cli() -> None:
     help="--plan auto: millions of multiplications that a training step may take.",
 )
 @click.option(
-    "--data", type=IN_FILE, help="--plan auto: samples to measure gains on, and the plan found."
+    "--data",
+    type=IN_FILE,
+    help="Samples to find the board's learning rate on; --plan auto: also to measure gains on.",
 )
 @click.option("--analysis", type=IN_FILE, help="--plan auto: gains that 'sprout analyze' wrote.")
 @click.option(
@@ -274,6 +276,7 @@ def compile_command(
     **auto: Any,
 ) -> None:
     """Make a blob for the board from MODEL, a .tflite or an MCUNet .pkl, and a plan."""
+    from . import auto as autos
     from . import inspect
     from .compile import compile_model
 
@@ -294,23 +297,19 @@ def compile_command(
         save=not whole_layers,
     )
     console = _console()
+    want = autos.Wanted(
+        class_names(classes), max_classes, seed, fractions, rows, input_range, **auto
+    )
     if plan == "auto":
-        from . import auto as autos
-
-        blob = autos.choose_plan(
-            model,
-            lambda found: make(plan=str(found)),
-            autos.Wanted(
-                class_names(classes), max_classes, seed, fractions, rows, input_range, **auto
-            ),
-            console,
-        )
+        blob = autos.choose_plan(model, lambda found: make(plan=str(found)), want, console)
     else:
-        for name in ("ram", "step_mmac", "data", "analysis"):
+        for name in ("ram", "step_mmac", "analysis"):
             if auto[name] is not None:
                 option = "--" + name.replace("_", "-")
                 raise SproutError(f"{option} belongs to --plan auto, and the plan is '{plan}'.")
         blob = make(plan=plan)
+        if auto["data"] is not None:
+            autos.set_rate(model, blob, want, console)
     raw = blob.to_bytes()
     output = output or Path(model.stem + ".sprout")
     write(output, raw)
@@ -471,7 +470,7 @@ def run_command(
     "--rate",
     metavar="R",
     type=float,
-    help="Learning rate at the start; falls to zero.  [default: 0.002]",
+    help="Learning rate at the start; falls to zero.  [default: the blob's, else 0.002]",
 )
 @click.option(
     "--batch",

@@ -119,8 +119,9 @@ def learns_text(blob: blobs.Blob) -> str:
         return f"learns nothing, it only predicts: {forward:,} MACs"
     kinds = [t["kind"] for t in info["trained"]]
     weights, biases = _count(kinds.count("weight"), "layer"), kinds.count("bias")
+    rate = f" at rate {blob.meta['rate']:g}" if "rate" in blob.meta else ""
     return (
-        f"learns {info['plan']}: weights of {weights} and biases of {biases}; "
+        f"learns {info['plan']}{rate}: weights of {weights} and biases of {biases}; "
         f"{forward:,} MACs forward, {backward:,} backward"
     )
 
