@@ -5,6 +5,7 @@
 # make natmods      the native modules of all boards, into native_modules/prebuilt
 # make natmod-xtensawin   the one for ESP32, S2 and S3, which takes Debian 12 and some packages
 # make firmware     MicroPython with Sprout compiled in, for this machine and for QEMU, likewise
+# make wheel        dist/sprout-VERSION-py3-none-any.whl, for pip install
 # make bench-NAME   one measurement: a table, and build/bench-NAME.json
 # make clean        everything made here except the virtual environments
 #
@@ -12,7 +13,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build natmods natmod-xtensawin firmware demo test lint clean
+.PHONY: help setup build natmods natmod-xtensawin firmware wheel demo test lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -63,6 +64,9 @@ natmod-xtensawin: $(VENV)/.stamp
 firmware: $(VENV)/.stamp
 	@$(BIN)/python tools/firmware.py
 
+wheel: $(VENV)/.stamp
+	@$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
 demo: build
 	@$(BIN)/python tools/demo.py
 
@@ -85,5 +89,5 @@ bench-%: build
 	fi
 
 clean:
-	rm -rf build .hypothesis .mypy_cache .pytest_cache .ruff_cache host/sprout.egg-info
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)*' -prune -exec rm -rf {} +

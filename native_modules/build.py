@@ -5,9 +5,9 @@
     python native_modules/build.py host [-o build/libsprout.so]
 
 `pip install ziglang` is the whole toolchain, but for xtensawin, whose own is made by
-tools/xtensa_toolchain.py. Everything is written under build/, Zig's caches included, or where Sprout
-is installed without a checkout to the user's cache; nothing is compiled again while sources and
-flags stay the same.
+tools/xtensa_toolchain.py. Everything is written under build/, Zig's caches included, or to the
+user's cache where there is no checkout; nothing is compiled again while sources and flags stay the
+same.
 """
 
 from __future__ import annotations

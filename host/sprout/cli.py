@@ -21,6 +21,7 @@ from rich.console import Console
 
 from . import blob as blobs
 from . import data as npz
+from .board import package
 from .board import table as boards
 from .graph import SproutError
 from .places import own_model
@@ -541,6 +542,10 @@ def sim_command(blob: Path, script: Path | None, board: str) -> int:
     if script:
         exists(script, "give the name of a MicroPython program")
     return sim.repl(blob, board, script)
+
+
+# Commands for boards, each with what it does in a file of its own.
+cli.add_command(package.command)
 
 
 def read_blob(path: Path) -> tuple[bytes, blobs.Blob]:

@@ -63,7 +63,8 @@ def compile_script(source: Path, out: Path, name: str) -> None:
         raise SproutError(f"{name} does not compile for MicroPython: {done.stderr.strip()}")
 
 
-def _native(arch: str) -> Path:
+def native_module(arch: str) -> Path:
+    """Return ``sprout_core.mpy`` for an architecture, built where the committed one is old."""
     try:
         return build.find_natmod(arch)
     except (build.BuildError, mpy.MpyError) as error:
@@ -75,7 +76,7 @@ def library() -> Path:
 
     It holds the package ``sprout`` and the scripts as .mpy, and ``sprout_core.mpy`` for x64.
     """
-    native = _native("x64")
+    native = native_module("x64")
     sources = {f"sprout/{file.name}": file for file in sorted(DEVICE.glob("*.py"))}
     sources |= {file.name: file for file in sorted(SCRIPTS.glob("*.py"))}
     digest = hashlib.sha256(native.read_bytes())
@@ -105,7 +106,7 @@ def _board(board: str | Board) -> Board:
 def native_bytes(board: str | Board = "pico") -> int:
     """Return the bytes of heap that native code takes on a board, in blocks of 16."""
     arch = _board(board).arch
-    code = mpy.code_bytes(_native(arch if arch in build.TOOLCHAINS else STAND_IN))
+    code = mpy.code_bytes(native_module(arch if arch in build.TOOLCHAINS else STAND_IN))
     return (code + 15) // 16 * 16
 
 
