@@ -22,7 +22,7 @@ def trouble():
 
 def open_blob(path):
     """(name, source, resident): where memory holds the blob (bytes, a ROMFS), source is a
-    memoryview of it, else the open file."""
+    memoryview of it, else the open file. What is not in the current folder may be in a ROMFS."""
     if not isinstance(path, str):
         try:
             return "the blob", memoryview(path), True
@@ -31,6 +31,11 @@ def open_blob(path):
     try:
         file = open(path, "rb")
     except OSError as e:
+        if not path.startswith("/"):
+            try:
+                return open_blob("/rom/" + path)
+            except OSError:
+                pass
         raise OSError("%s cannot be opened (%s): copy it to the board" % (path, e)) from None
     try:
         return path, memoryview(file), True
