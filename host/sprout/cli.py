@@ -21,6 +21,7 @@ from rich.console import Console
 
 from . import blob as blobs
 from . import data as npz
+from .board import commands
 from .board import table as boards
 from .graph import SproutError
 from .progress import Reporter
@@ -519,6 +520,10 @@ def sim_command(blob: Path, board: str) -> int:
 
     read_blob(blob)
     return sim.repl(blob, board)
+
+
+for board_command in commands.COMMANDS:
+    cli.add_command(board_command)
 
 
 def read_blob(path: Path) -> tuple[bytes, blobs.Blob]:
