@@ -169,13 +169,9 @@ def _blob(session: Session, name: str, data: bytes, blob: blobs.Blob) -> Iterato
         except BoardError as error:
             yield Line(what, False, _remedy(error))
             continue
-        same = (
-            "the same bytes as on this computer"
-            if result == digest
-            else (
-                "other bytes than on this computer: run 'sprout install', and report this if it stays"
-            )
-        )
+        same = "the same bytes as on this computer"
+        if result != digest:
+            same = "not the bytes of this computer: run 'sprout install', report it if it stays"
         unit = "one picture" if what == "inference" else "one step"
         yield Line(what, result == digest, f"{same}, {us / 1000:,.1f} ms for {unit}")
 

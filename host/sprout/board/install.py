@@ -9,6 +9,7 @@ it beside the old; where there is not even room for one file, nothing is changed
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,7 +39,7 @@ answer = {
     "name": i.name, "version": list(i.version), "mpy": getattr(i, "_mpy", 0),
     "machine": getattr(i, "_machine", sys.platform), "heap": F, "root": root,
     "block": fs[1], "free": fs[0] * fs[3], "total": fs[1] * fs[2],
-    "files": {f: names(f) for f in (root, lib, lib + "/sprout")},
+    "files": files(root),
 }
 """
 
@@ -136,13 +137,17 @@ def architecture(probe: Probe) -> str:
 
 
 def native_modules(arch: str) -> dict[str, Path]:
-    """The native modules for an architecture, by their names on the board."""
+    """The native modules for an architecture, by their names on the board.
+
+    The committed ones, but a core whose sources changed since is built.
+    """
     found = {}
     for file in sorted(build.PREBUILT.glob(f"*_{arch}.mpy")):
-        name = file.name.replace(f"_{arch}.mpy", ".mpy")
-        found[name] = file
-        if name == "sprout_core.mpy" and arch in build.TOOLCHAINS:
-            found[name] = build.build_natmod(arch)
+        found[file.name.replace(f"_{arch}.mpy", ".mpy")] = file
+    if arch in build.TOOLCHAINS:
+        committed = json.loads((build.PREBUILT / "manifest.json").read_text())["modules"][arch]
+        if committed["source_digest"] != build.source_digest(arch):
+            found["sprout_core.mpy"] = build.build_natmod(arch)
     return found
 
 
@@ -188,7 +193,7 @@ class Transfer:
     def run(self, groups: Iterable[Mapping[str, bytes]]) -> list[str]:
         """Send what changed; return the names."""
         changed = [group for group in map(self._changed, groups) if group]
-        self.session.call(f"clean({list(self.probe.files)!r})", timeout=10)
+        self.session.call(f"clean({self.probe.root!r})", timeout=10)
         self._delete()
         changed = self._fitting(changed)
         sent: list[str] = []
@@ -219,7 +224,7 @@ class Transfer:
     def _clean(self) -> None:
         """Leave nothing half done, if the board can still be reached."""
         with suppress(SproutError):
-            self.session.call(f"clean({list(self.probe.files)!r})", timeout=10, attempts=2)
+            self.session.call(f"clean({self.probe.root!r})", timeout=10, attempts=2)
 
     def _changed(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """Those of ``files`` that are not on the board already."""
@@ -312,7 +317,7 @@ def install(
     folder = f"{probe.lib}/sprout"
     stale = [
         f"{folder}/{name}"
-        for name, _ in probe.files[folder]
+        for name, _ in probe.files.get(folder, [])
         if f"{folder}/{name}" not in lib and name.endswith((".py", ".mpy"))
     ]
     groups = [lib] + [{f"{probe.root}/{name}": data} for name, (data, _) in files.items()]

@@ -39,6 +39,7 @@ PIECE = 256  # bytes of the agent at a time
 SUFFIX = ".sprout-new"  # of a file that is not whole yet, as in scripts/agent.py
 AGENT = Path(__file__).with_name("scripts") / "agent.py"
 _BANNER = b"raw REPL; CTRL-B to exit\r\n>"
+_REPLY = 0.3  # seconds in which a board begins to answer
 _QUIET = 0.05  # seconds without a byte after which a board has said what it had to
 
 
@@ -198,14 +199,14 @@ class AmpyWire(Pyboard):
             for attempt in range(4):
                 self.serial.write(b"\r\x03\x03")
                 quiet = self.patience * _QUIET * (1 + attempt)
-                until, last = time.monotonic() + 1 + attempt, time.monotonic()
+                until, last = time.monotonic() + 2 * _REPLY * (1 + attempt), time.monotonic()
                 while last + quiet > time.monotonic() < until:
                     if self._listen():
                         last = time.monotonic()
                 self._heard.clear()
                 self.serial.write(b"\r\x01")
                 # Answers to what the board was told before may come first.
-                while b">" in (data := self.read_until(1, b">", 0.5 * self.patience)):
+                while b">" in (data := self.read_until(1, b">", _REPLY * self.patience)):
                     if data.endswith(_BANNER):
                         if reset:
                             self.serial.write(b"\x04")
@@ -220,7 +221,7 @@ class AmpyWire(Pyboard):
 
     def exec_raw_no_follow(self, command: bytes) -> None:
         """Send a program in raw-paste mode where the board knows it."""
-        wait = 0.5 * self.patience
+        wait = _REPLY * self.patience
         if not self.read_until(1, b">", wait).endswith(b">"):
             raise LinkError("no prompt")
         self.serial.write(b"\x05A\x01")
@@ -352,7 +353,7 @@ class Session:
             self._wire.enter(reset=True)
 
     def _greet(self) -> None:
-        for attempt in range(3):
+        for attempt in range(2):
             try:
                 self._wire.enter(reset=attempt == 0)
                 break
@@ -382,22 +383,26 @@ class Session:
                 continue
         raise Silent(_silence(self.port, ""))
 
-    def _persist(self, program: bytes, expected: bytes, attempts: int = ATTEMPTS) -> None:
+    def _persist(self, program: bytes, expected: bytes, attempts: int | None = None) -> None:
         """Execute a program until it prints what it should."""
         self._try(lambda: self._wire.execute(program, 2).strip() == expected or None, attempts)
 
-    def _try(self, attempt: Callable[[], Any], attempts: int = ATTEMPTS) -> Any:
+    def _try(self, attempt: Callable[[], Any], attempts: int | None = None) -> Any:
         """Call ``attempt`` until it returns something; between two calls the link is put right."""
         complaint = ""
-        self._wire.patience = 1.0
-        for n in range(attempts):
+        self._wire.patience, dead = 1.0, 0
+        for n in range(attempts or ATTEMPTS):
             try:
                 if n:
+                    dead += 1
                     self._wire.enter(reset=False)
+                    dead = 0
                 result = attempt()
                 if result is not None:
                     return result
             except LinkError:
+                if dead == 2:
+                    break
                 self._wire.patience = min(8.0, 1.5 * self._wire.patience)
             except Complaint as error:
                 complaint = str(error).strip().splitlines()[-1]
@@ -416,7 +421,7 @@ class Session:
             return True
 
     def call(
-        self, code: str, data: bytes = b"", timeout: float = 2, attempts: int = ATTEMPTS
+        self, code: str, data: bytes = b"", timeout: float = 2, attempts: int | None = None
     ) -> Any:
         """Run ``code`` on the board, once, and return what it leaves in ``answer``.
 
@@ -459,10 +464,10 @@ class Session:
         good for; ``data``: where they come from."""
         while True:
             smallest = self.chunk <= LEAST_CHUNK
-            attempts = ATTEMPTS if smallest else 2
+            attempts = None if smallest else 2
             try:
                 result = self.call(
-                    f"size = {self.chunk}\n{code}", data[: self.chunk], attempts=attempts
+                    f"size = {self.chunk}\n{code}", data[: self.chunk], 1, attempts
                 )
             except BoardError as error:
                 if error.kind != "MemoryError" or smallest:

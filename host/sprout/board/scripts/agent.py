@@ -67,17 +67,22 @@ def is_file(path):
         return False
 
 
-def names(folder):
-    """(name, bytes) of the files in a folder, which may be missing."""
+def files(folder):
+    """{folder: [(name, bytes)]} of all files from a folder on, which may be missing."""
+    found, inner = [], []
     try:
-        entries = list(os.ilistdir(folder or "/"))
+        for entry in os.ilistdir(folder or "/"):
+            path = folder + "/" + entry[0]
+            if entry[1] == 0x4000:
+                inner.append(path)
+            else:
+                found.append((entry[0], entry[3] if len(entry) > 3 else os.stat(path)[6]))
     except OSError:
-        return []
-    return [
-        (entry[0], entry[3] if len(entry) > 3 else os.stat(folder + "/" + entry[0])[6])
-        for entry in entries
-        if entry[1] != 0x4000
-    ]
+        pass
+    all = {folder: found}
+    for path in inner:
+        all.update(files(path))
+    return all
 
 
 def close():
@@ -127,11 +132,11 @@ def swap(paths, stale):
             os.remove(path)
 
 
-def clean(folders):
+def clean(root):
     """Remove what a transfer that was cut left behind."""
     close()
-    for folder in folders:
-        for name, _ in names(folder):
+    for folder, found in files(root).items():
+        for name, _ in found:
             if name.endswith(SUFFIX):
                 os.remove(folder + "/" + name)
 
