@@ -247,12 +247,28 @@ BAD = {
 
 
 @pytest.mark.parametrize("link", BAD.values(), ids=BAD)
-def test_files_arrive_whole_over_a_bad_link(link, tmp_path, local):
+def test_files_arrive_whole_over_a_bad_link(link, tmp_path):
+    data = DATA[:3000]
     with SerialBoard(tmp_path / "flash", blocks=32, link=link) as board:
-        assert sprout("put", local, "--port", board.port) == 0
-        assert board.files() == {"/data.bin": sha256(DATA)}
-        assert sprout("get", "data.bin", "-o", tmp_path / "back", "--port", board.port) == 0
+        with wire.Session(board.port) as session:
+            session.stage("/data.bin", data, lambda done: None)
+            session.swap(["/data.bin"])
+            assert session.fetch("/data.bin", len(data), lambda done: None) == data
+        assert board.files() == {"/data.bin": sha256(data)}
+
+
+@pytest.mark.parametrize("via", ["ampy", "mpremote"])
+def test_the_commands_work_over_a_bad_link(via, tmp_path, blob, local, capsys):
+    odds = 1 / 25_000
+    link = Link(drop=odds, duplicate=odds, corrupt=odds, stall=odds, seed=6)
+    with SerialBoard(tmp_path / "flash", link=link) as board:
+        options = ("--port", board.port, "--via", via)
+        assert sprout("install", blob, *options) == 0
+        assert sprout("doctor", *options) == 0
+        assert sprout("put", local, *options) == 0
+        assert sprout("get", "data.bin", "-o", tmp_path / "back", *options) == 0
         assert (tmp_path / "back").read_bytes() == DATA
+        assert board.files()["/net.sprout"] == sha256(blob.read_bytes())
 
 
 def test_a_cable_pulled_at_any_byte_leaves_the_old_file_or_the_new(tmp_path, local, capsys):

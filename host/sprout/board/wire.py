@@ -267,13 +267,31 @@ class AmpyWire(Pyboard):
             super().close()
 
 
+class _Transport(SerialTransport):
+    """mpremote's connection, which gives up sooner."""
+
+    def read_until(
+        self,
+        min_num_bytes: int,
+        ending: bytes,
+        timeout: float | None = None,
+        data_consumer: Any = None,
+        timeout_overall: float | None = None,
+    ) -> bytes:
+        usual = timeout if timeout is not None else self.serial.timeout
+        found: bytes = super().read_until(
+            min_num_bytes, ending, usual, data_consumer, timeout_overall
+        )
+        return found
+
+
 class MpremoteWire:
-    """mpremote's connection."""
+    """mpremote's connection, behind our questions."""
 
     def __init__(self, port: str, baud: int = BAUD) -> None:
         open_port(port, baud).close()  # says what is wrong
         self.port, self.patience = port, 1.0
-        self._transport = SerialTransport(port, baud, timeout=1)
+        self._transport = _Transport(port, baud, timeout=2 * _REPLY)
 
     def enter(self, reset: bool) -> None:
         """Enter the raw REPL, from whatever state the board is in."""
@@ -292,7 +310,7 @@ class MpremoteWire:
     def execute(self, program: bytes, timeout: float) -> bytes:
         """Return what a program prints; raises LinkError and Complaint."""
         with _translated(self.port):
-            self._transport.serial.timeout = self.patience
+            self._transport.serial.timeout = 2 * _REPLY * self.patience
             out, problem = self._transport.exec_raw(program, self.patience * timeout)
         if problem:
             raise Complaint(problem.decode(errors="replace"))
@@ -335,6 +353,7 @@ class Session:
         self._wire = WIRES[via](port, baud)
         self._number = random.randrange(1 << 20)
         self.chunk, self._good = CHUNK, 0
+        self._silences = 0  # one after the other; after two the link is dead
         try:
             self._greet()
         except BaseException:
@@ -389,29 +408,28 @@ class Session:
 
     def _try(self, attempt: Callable[[], Any], attempts: int | None = None) -> Any:
         """Call ``attempt`` until it returns something; between two calls the link is put right."""
-        complaint = ""
-        self._wire.patience, dead = 1.0, 0
-        for n in range(attempts or ATTEMPTS):
+        complaint, broken = "", False
+        self._wire.patience = 1.0
+        for n in range(0 if self._silences == 2 else attempts or ATTEMPTS):
             try:
-                if n:
-                    dead += 1
+                if broken:
+                    self._silences += 1
                     self._wire.enter(reset=False)
-                    dead = 0
+                    broken, self._silences = False, 0
                 result = attempt()
                 if result is not None:
                     return result
             except LinkError:
-                if dead == 2:
+                broken = True
+                if self._silences == 2:
                     break
                 self._wire.patience = min(8.0, 1.5 * self._wire.patience)
             except Complaint as error:
                 complaint = str(error).strip().splitlines()[-1]
                 if complaint.startswith("MemoryError"):
                     raise BoardError("MemoryError", complaint, 0) from None
-                if "NameError" in complaint and n:
-                    self._wire.enter(reset=False)
-                    if not self._has_agent():
-                        raise _Restarted from None
+                if "NameError" in complaint and n and not self._has_agent():
+                    raise _Restarted from None
         raise Silent(_silence(self.port, complaint))
 
     def _has_agent(self) -> bool:
@@ -473,7 +491,7 @@ class Session:
                 if error.kind != "MemoryError" or smallest:
                     raise
             except Silent:
-                if smallest:
+                if smallest or self._silences == 2:
                     raise
             else:
                 self._good += 1
