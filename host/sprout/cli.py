@@ -21,7 +21,7 @@ from rich.console import Console
 
 from . import blob as blobs
 from . import data as npz
-from .board import flash, package, romfs
+from .board import commands, flash, package, romfs
 from .board import table as boards
 from .graph import SproutError
 from .places import own_model
@@ -544,9 +544,8 @@ def sim_command(blob: Path, script: Path | None, board: str) -> int:
 
 
 # Commands for boards, each with what it does in a file of its own.
-cli.add_command(flash.command)
-cli.add_command(package.command)
-cli.add_command(romfs.command)
+for board_command in (*commands.COMMANDS, flash.command, package.command, romfs.command):
+    cli.add_command(board_command)
 
 
 def read_blob(path: Path) -> tuple[bytes, blobs.Blob]:
