@@ -76,7 +76,8 @@ def library() -> Path:
 
     It holds the package ``sprout`` and the scripts as .mpy, and the native modules for x64.
     """
-    natives = {"sprout_core.mpy": native_module("x64"), "sprout_frame.mpy": build.build_frame("x64")}
+    frame = build.build_frame("x64")
+    natives = {"sprout_core.mpy": native_module("x64"), "sprout_frame.mpy": frame}
     sources = {f"sprout/{file.name}": file for file in sorted(DEVICE.glob("*.py"))}
     sources |= {file.name: file for file in sorted(SCRIPTS.glob("*.py"))}
     digest = hashlib.sha256()
