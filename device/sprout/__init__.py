@@ -41,5 +41,23 @@ def Frame(width, height, format, net, mirror=False, flip=False):
     return Frame(width, height, format, net, mirror, flip)
 
 
-__all__ = ("Frame", "Net", "cores", "load")
+def help(name=None):
+    """Say what there is, or all about one name."""
+    from .manual import show
+
+    show(name)
+
+
+def __getattr__(name):
+    if hasattr(Net, name):
+        from .trouble import load_first
+
+        load_first(name)
+    try:  # `from . import name` asks here before it looks for a module
+        return getattr(__import__("sprout." + name), name)
+    except ImportError:
+        raise AttributeError("sprout has no %s" % name) from None
+
+
+__all__ = ("Frame", "Net", "cores", "help", "load")
 __version__ = "0.1.0"

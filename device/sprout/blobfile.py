@@ -11,6 +11,7 @@ from .native import core
 HEADER = const(128)
 _HASHED_FROM = const(48)
 _CHUNK = const(1024)
+_RATE = const(0.002)  # of learning, where the blob names none
 
 
 def trouble():
@@ -87,13 +88,25 @@ def read_header(name, source, verify):
     return head
 
 
-def read_meta(name, source, head):
-    """(name, names of classes, p0 of the probabilities) from the JSON of the meta section."""
+def read_json(name, source, at, length):
+    """The meta section, a dict."""
     try:
-        raw = bytearray(head[13])
-        read_at(source, head[12], raw)
+        raw = bytearray(length)
+        read_at(source, at, raw)
         meta = json.loads(raw)
+        if isinstance(meta, dict):
+            return meta
+    except ValueError:
+        pass
+    trouble().damaged(name, "its meta section cannot be read")
+
+
+def read_meta(name, source, head):
+    """(name, names of classes, p0 of the probabilities, learning rate) from the meta section."""
+    meta = read_json(name, source, head[12], head[13])
+    try:
         p0 = meta.get("logits", {}).get("p0", 0)
-        return str(meta.get("name", "net")), list(meta.get("classes", ())), int(p0)
+        names = list(meta.get("classes", ()))
+        return str(meta.get("name", "net")), names, int(p0), float(meta.get("rate", _RATE))
     except (ValueError, TypeError, AttributeError, OverflowError):
         trouble().damaged(name, "its meta section cannot be read")

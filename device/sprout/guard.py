@@ -87,21 +87,21 @@ class Guard:
         buffer = self._held if self.aside else self.replay
         return buffer.keep(label) if buffer else 0
 
-    def after(self, loss):
-        """What learn() does after a sample of this loss, in nats."""
+    def after(self, loss, m, e):
+        """What learn() does after a sample of this loss, Q16, at the rate m * 2**e."""
         if self.aside:
             if self._held.slot is not None:
-                self._before[self._held.slot] = int(loss * 4096)
+                self._before[self._held.slot] = loss >> 4
             return
         if self.replay:
-            self.replay.after(loss)
+            self.replay.after(loss, m, e)
         self._learned += 1
         if self._learned >= self.every:
             self.check()
 
-    def rehearse(self, steps, rate=None):
+    def rehearse(self, steps, m, e):
         """As Replay.rehearse, and a check."""
-        loss = self.replay.rehearse(steps, rate)
+        loss = self.replay.rehearse(steps, m, e)
         self.check()
         return loss
 
@@ -156,13 +156,12 @@ class Guard:
         for slot in range(held.capacity):
             if held.labels[slot] >= 0:
                 label = held.recall(slot)
-                loss = net._loss(held.first, label)
+                losses[slot] = net._loss_from(held.first, label) >> 4
                 right += net._best() == label
-                losses[slot] = int(loss * 4096)
-                total += loss
+                total += losses[slot]
                 n += 1
         if n:
-            self.loss, self.accuracy = total / n, right / n
+            self.loss, self.accuracy = total / n / 4096, right / n
         return losses
 
     def _good(self, losses=None):

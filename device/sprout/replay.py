@@ -2,16 +2,14 @@
 
 import gc
 import hashlib
-import json
 import struct
 from array import array
 from binascii import crc32
 
 from micropython import const
 
-from .blobfile import read_at, trouble
+from .blobfile import read_json, trouble
 from .reservoir import Reservoir
-from .schedule import rate_parts
 
 _LEARN = const(1)
 _META = const(72)  # where the blob's header says where the meta section is
@@ -104,17 +102,17 @@ class Replay:
         self._torn = False
         return self.first
 
-    def after(self, loss):
-        """What learn() rehearses."""
+    def after(self, loss, m, e):
+        """What learn() rehearses after a step of this loss, Q16, at the rate m * 2**e."""
         if self.per_sample and self.used:
-            self.rehearse(self.per_sample)
+            self.rehearse(self.per_sample, m, e)
 
-    def rehearse(self, steps, rate=None):
+    def rehearse(self, steps, m, e):
         """Learn from kept samples; returns the mean loss before these steps, in nats."""
         total = 0
         for _ in range(steps):
-            total += self._net._train(self.first, self.recall(), rate)
-        return total / max(steps, 1)
+            total += self._net._train(self.first, self.recall(), m, e) >> 6
+        return total / max(steps, 1) / 1024
 
     def recall(self, slot=None):
         """Put a kept sample, any by default, into the arena; returns the number of its class."""
@@ -261,8 +259,11 @@ def rehearse(net, keeper, steps, rate):
         trouble().nothing_to_rehearse()
     if net._next_row:
         trouble().not_between_rows(net._next_row)
+    m, e = net._usual, net._exponent
+    if rate is not None:
+        m, e = net._parts(rate)
     net._whole = False
-    return keeper.rehearse(steps, None if rate is None else rate_parts(rate))
+    return keeper.rehearse(steps, m, e)
 
 
 def _hashes(names):
@@ -280,16 +281,15 @@ def _point(net, form):
         raise ValueError("form is %r and must be 'raw', 'latent' or 'compact'" % (form,))
     if not net._can_learn:
         trouble().cannot_learn(net._name)
-    source, program, arena, _, _, _ = net._memory
     if form == "raw":
         if net.input is None:
             trouble().no_raw_rows(net._name)
         return 0, [net.input]
-    offset, length = struct.unpack_from("<II", program, _META)
-    meta = bytearray(length)
-    read_at(source, offset, meta)
-    points = json.loads(meta).get("latent")
-    meta = None
+    net._begin()
+    source, program, arena = net._memory[:3]
+    meta = read_json(net._name, source, *struct.unpack_from("<II", program, _META))
+    net._broken = False
+    points = meta.get("latent")
     if not points:
         trouble().no_latents(net._name)
     first, parts = 0, []

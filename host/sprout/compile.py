@@ -593,12 +593,36 @@ class _Lowering:
             "output": _quantisation(graph.output),
             "logits": _quantisation(graph.logits) | {"p0": probability_factor(graph.logits.scale)},
         }
+        head = self.head_rows()
+        if head:
+            result.meta["head"] = head
         result.info = self.info(spans, result)
         result.meta["latent"] = [
             [cut, [[offset, length] for _, offset, length in alive]]
             for cut, alive in latent.points(result)
         ]
         return result
+
+    def head_rows(self) -> list[list[int]]:
+        """Return ``head`` of the meta section (see ``blob``), empty where rows of the last layer
+        differ in more than what they learn."""
+        op = self.graph.convs[-1]
+        attrs, logits = op.attrs, self.graph.logits.root()
+        if not (
+            op.kind == "conv" and op.outputs[0].root() is logits and attrs["train_weight"]
+            and attrs["train_channels"] is None and np.ptp(op.params["weight_scales"]) == 0
+            and (attrs["train_bias"] or np.ptp(op.params["bias"]) == 0)
+        ):  # fmt: skip
+            return []
+        conv, row = attrs["conv_index"], op.params["weight"][0].size
+        weight, accum = self.places[conv, "weight"]
+        parts = [[0, weight, 8 * row], [1, accum, 16 * row]]
+        if (conv, "fraction") in self.places:
+            parts.append([0, self.places[conv, "fraction"][0], 4 * row])
+        if attrs["train_bias"]:
+            bias, accum = self.places[conv, "bias"]
+            parts += [[0, bias, 32], [1, accum, 32]]
+        return parts
 
     def info(self, spans: dict[int, memory.Buffer], b: blob.Blob) -> dict[str, Any]:
         """Return what ``sprout inspect`` shows."""
