@@ -29,6 +29,7 @@ _FIELDS = const(8)  # bytes before those of a record
 _BLOCKS = const(4)  # a file has no more, unless one record does
 _CHUNK = const(512)
 _ENOENT = const(2)
+_EACCES = const(13)  # what FAT says where there is no room in a folder
 _EEXIST = const(17)
 _ENOSPC = const(28)
 
@@ -305,7 +306,7 @@ class Ring:
                 file.close()
         except OSError:
             pass
-        if error.errno != _ENOSPC:
+        if error.errno != _ENOSPC and not (self._fat and error.errno == _EACCES):
             trouble().ring_not_written(self._path, error)
         last = self._files() - 1
         while last >= 0:
