@@ -48,16 +48,5 @@ def help(name=None):
     show(name)
 
 
-def __getattr__(name):
-    if hasattr(Net, name):
-        from .trouble import load_first
-
-        load_first(name)
-    try:  # `from . import name` asks here before it looks for a module
-        return getattr(__import__("sprout." + name), name)
-    except ImportError:
-        raise AttributeError("sprout has no %s" % name) from None
-
-
 __all__ = ("Frame", "Net", "cores", "help", "load")
 __version__ = "0.1.0"

@@ -104,7 +104,7 @@ class Net:
     what the blob says or 0.002. seed: of the random rounding, 0 to 2**32 - 1.
     """
 
-    def __init__(self, path, classes, batch, verify, scratch):
+    def __init__(self, path, classes=None, batch=1, verify=True, scratch=None):
         self._name, source, resident = open_blob(path)
         self._broken = False  # a call of the core, or a read, began and has not ended
         head = read_header(self._name, source, verify)
@@ -177,8 +177,8 @@ class Net:
     def predict(self, x=None, top=1):
         """(label, probability) of a sample, or a list of the `top` most likely.
 
-        x: uint8 pixels, as many as the input has; None if `input` is filled already, or all rows
-        were fed.
+        x: uint8 pixels, as many as the input has, in bytes, a bytearray, memoryview, array or
+        ndarray; None if `input` is filled already, or all rows were fed.
         """
         best = self.classify(x)
         classes, odds = self.classes, self._odds
@@ -263,7 +263,7 @@ class Net:
     def remove_class(self, name):
         """Forget a class, by name or number; the others keep their order and what they learned.
 
-        Takes a blob whose whole last layer learns.
+        Takes a blob that was compiled with --classes and learns.
         """
         from .classes import remove
 

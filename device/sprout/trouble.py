@@ -308,14 +308,8 @@ def last_class(name):
 
 def fixed_classes(name):
     """Say that a class cannot go."""
-    text = "%s cannot remove a class, because its last layer does not learn as a whole: compile "
-    raise ValueError((text + "it with --classes and with --plan last or more") % name)
-
-
-def load_first(name):
-    """Say that a net has a name, and the package has not."""
-    text = "sprout has no %s, a net has: net = sprout.load('NAME.sprout'), then net.%s"
-    raise AttributeError(text % (name, name))
+    text = "%s cannot remove a class: compile it with --classes and with --plan last or more"
+    raise ValueError(text % name)
 
 
 def no_help(name):

@@ -605,23 +605,16 @@ class _Lowering:
 
     def head_rows(self) -> list[list[int]]:
         """Return ``head`` of the meta section (see ``blob``), empty where rows of the last layer
-        differ in more than what they learn."""
+        differ in more than what they learn. A last layer learns as a whole or not at all."""
         op = self.graph.convs[-1]
-        attrs, logits = op.attrs, self.graph.logits.root()
-        if not (
-            op.kind == "conv" and op.outputs[0].root() is logits and attrs["train_weight"]
-            and attrs["train_channels"] is None and np.ptp(op.params["weight_scales"]) == 0
-            and (attrs["train_bias"] or np.ptp(op.params["bias"]) == 0)
-        ):  # fmt: skip
+        same = op.outputs[0].root() is self.graph.logits.root()
+        if not (same and op.attrs["train_weight"] and np.ptp(op.params["weight_scales"]) == 0):
             return []
-        conv, row = attrs["conv_index"], op.params["weight"][0].size
-        weight, accum = self.places[conv, "weight"]
-        parts = [[0, weight, 8 * row], [1, accum, 16 * row]]
+        conv, row = op.attrs["conv_index"], op.params["weight"][0].size
+        (weight, sums), (bias, bias_sums) = (self.places[conv, k] for k in ("weight", "bias"))
+        parts = [[0, weight, 8 * row], [1, sums, 16 * row], [0, bias, 32], [1, bias_sums, 32]]
         if (conv, "fraction") in self.places:
             parts.append([0, self.places[conv, "fraction"][0], 4 * row])
-        if attrs["train_bias"]:
-            bias, accum = self.places[conv, "bias"]
-            parts += [[0, bias, 32], [1, accum, 32]]
         return parts
 
     def info(self, spans: dict[int, memory.Buffer], b: blob.Blob) -> dict[str, Any]:

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..graph import SproutError
 from ..places import DEVICE
-from . import table
+from . import manual, table
 from .table import Board
 
 from native_modules import build, mpy  # isort: skip  # places has put it on the path
@@ -74,13 +74,15 @@ def native_module(arch: str) -> Path:
 def library() -> Path:
     """Return the folder that goes onto MicroPython's module path, built where needed.
 
-    It holds the package ``sprout`` and the scripts as .mpy, and the native modules for x64.
+    It holds the package ``sprout`` and the scripts as .mpy, the text of ``sprout.help()``, and
+    the native modules for x64.
     """
     frame = build.build_frame("x64")
     natives = {"sprout_core.mpy": native_module("x64"), "sprout_frame.mpy": frame}
     sources = {f"sprout/{file.name}": file for file in sorted(DEVICE.glob("*.py"))}
     sources |= {file.name: file for file in sorted(SCRIPTS.glob("*.py"))}
-    digest = hashlib.sha256()
+    help_text = manual.text(DEVICE)
+    digest = hashlib.sha256(help_text.encode())
     for name, file in {**natives, **sources}.items():
         digest.update(f"\n{name}\n".encode() + file.read_bytes())
     out = build.BUILD / "board" / digest.hexdigest()[:16]
@@ -91,6 +93,7 @@ def library() -> Path:
         new = Path(name, "lib")
         for at, file in sources.items():
             compile_script(file, (new / at).with_suffix(".mpy"), at)
+        (new / "sprout" / "help.txt").write_text(help_text)
         for at, native in natives.items():
             shutil.copy(native, new / at)
         try:
