@@ -89,7 +89,9 @@ def sentences(folder: Path) -> Iterator[str]:
 
 def fragments(sentence: str) -> list[str]:
     """The words between what is filled in."""
-    return [part for part in re.split(f"[{HOLE}{{}}']+", sentence) if len(part.split()) > 1]
+    return [
+        part.strip() for part in re.split(f"[{HOLE}{{}}']+", sentence) if len(part.split()) > 1
+    ]
 
 
 MESSAGES = re.findall(r"`([^`]+)`", (ROOT / "docs" / "troubleshooting.md").read_text())
