@@ -142,7 +142,7 @@ def _python(block: Block, folder: Path, programs: Path) -> str:
 
 
 def _on_board(block: Block, program: str, folder: Path, programs: Path) -> str:
-    """What a program prints in MicroPython with a Pico's heap and the note's blob."""
+    """What a program prints in MicroPython with a Pico's heap and the blob of the block's note."""
     (folder / "block.py").write_text(program)
     return _shell(block, f"sprout sim {block.note} block.py", folder, programs)
 
