@@ -1,7 +1,7 @@
-"""The directive `api`: what a Python file offers, from its docstrings, without importing it.
+"""Two directives for Sphinx: `boards`, the table of boards, and `api`, what a Python file offers.
 
-The device package is MicroPython's and cannot be imported here, and host and device have modules
-of the same names.  So both are read, not run:
+That is read from its docstrings, without importing it: the device package is MicroPython's, and
+host and device have modules of the same names.
 
     .. api:: device/sprout/net.py
        :module: sprout
@@ -60,6 +60,29 @@ class Api(SphinxDirective):
         return [found[name] for name in names]
 
 
+class Boards(SphinxDirective):
+    """The directive `boards`: the table of boards."""
+
+    def run(self) -> list[nodes.Node]:
+        """A row for each board that can be flashed."""
+        from sprout.board import table
+
+        rows = [
+            ("``--board``", "what it is", "modules for", "heap, KB", "files, KB", "flashed by")
+        ]
+        for board in table.BOARDS.values():
+            if board.way:
+                way = "UF2 drive" if isinstance(board.way, table.Uf2) else "esptool"
+                sizes = [f"{size >> 10:,}" for size in (board.heap, board.filesystem)]
+                rows.append((f"``{board.name}``", board.title, board.arch, *sizes, way))
+        text = ".. list-table::\n   :header-rows: 1\n\n"
+        for row in rows:
+            text += "".join(f"   {'  -' if i else '* -'} {cell}\n" for i, cell in enumerate(row))
+        box = nodes.container()
+        self.state.nested_parse(StringList(text.splitlines(), "boards"), 0, box)
+        return box.children
+
+
 def public(tree: ast.Module | ast.ClassDef) -> list[Definition]:
     """Functions and classes that have a docstring and no leading underscore."""
     return [
@@ -110,4 +133,5 @@ def signature(arguments: ast.arguments, method: bool) -> str:
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_directive("api", Api)
+    app.add_directive("boards", Boards)
     return {"parallel_read_safe": True}

@@ -14,6 +14,7 @@ extensions = ["myst_parser", "api", "pictures"]
 exclude_patterns = ["pictures"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+smartquotes = False  # `--rows` is an option
 default_role = "literal"  # docstrings write `x`
 suppress_warnings = ["misc.highlighting_failure"]  # sessions at a prompt, with ... for the rest
 python_maximum_signature_line_length = 80

@@ -1,15 +1,16 @@
 """Runs the code in README.md and docs/, so that what they show is what happens.
 
-A page is a story: its blocks run one after the other in one empty folder.  The language of a
-fenced block says how:
+A page is a story: its blocks run one after the other in one folder.  The language of a fenced
+block says how:
 
     sh       lines after `$ ` are commands; they must succeed
-    text     what the command before printed: its lines, in order, numbers apart; `...` is anything
-    python   a program, saved under the name in its first line's comment (`# pictures.py`) or run
-    pycon    what one types at the board's prompt, `>>> `, and what it answers
+    text     what the commands before printed: its lines, in order, numbers apart, `...` apart
+    python   a program, saved under the name in its first line (`# pictures.py`), else run
+    pycon    what one types at the board's prompt and what it answers, numbers apart
 
-A comment before a block changes that: `<!-- board -->`: python that MicroPython runs, with the
-names of `BOARD` defined; `<!-- skip: REASON -->`: not run here; SKIPS holds the reasons there are.
+A comment before a block says more: `<!-- BLOB.sprout -->`, before pycon or python, that
+MicroPython runs it with this blob on a Pico, where `BOARD` is defined; `<!-- skip: REASON -->`
+that it is not run here, for one of SKIPS.
 """
 
 from __future__ import annotations
@@ -27,6 +28,24 @@ SKIPS = (
     "takes minutes",
     "another repository",  # MicroPython's own
 )
+BOARD = """
+class camera:  # some camera
+    @staticmethod
+    def readinto(buffer):
+        buffer[:] = bytes(len(buffer))
+frame = bytes(96 * 96 * 3)
+"""
+_TYPED = """
+def typed(text):
+    print("\\x01")
+    try:
+        value = eval(text)
+    except SyntaxError:
+        exec(text, globals())
+    else:
+        if value is not None:
+            print(repr(value))
+"""
 _FENCE = re.compile(r"^(?:<!-- (?P<note>[^>]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
                     re.MULTILINE | re.DOTALL)  # fmt: skip
 
@@ -82,10 +101,12 @@ def run(story: list[Block], folder: Path, programs: Path) -> Iterator[Block]:
             if not output:
                 continue
             _compare(block, output)
-        elif block.language == "python" and not block.note:
+        elif block.language == "python":
             output = _python(block, folder, programs)
+        elif block.language == "pycon":
+            _session(block, folder, programs)
         else:
-            continue
+            raise AssertionError(f"{block}: the language {block.language} is not run")
         yield block
 
 
@@ -114,18 +135,35 @@ def _python(block: Block, folder: Path, programs: Path) -> str:
     if name:
         (folder / name[1]).write_text(block.text)
         return ""
-    python = programs / "python"
-    done = subprocess.run(
-        [python, "-c", block.text],
-        cwd=folder,
-        env=_environment(programs),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, f"{block}:\n{done.stdout}{done.stderr}"
-    return done.stdout
+    if block.note:
+        return _on_board(block, BOARD + block.text, folder, programs)
+    (folder / "block.py").write_text(block.text)
+    return _shell(block, "python block.py", folder, programs)
+
+
+def _on_board(block: Block, program: str, folder: Path, programs: Path) -> str:
+    """What a program prints in MicroPython with a Pico's heap and the blob of the block's note."""
+    (folder / "block.py").write_text(program)
+    return _shell(block, f"sprout sim {block.note} block.py", folder, programs)
+
+
+def _session(block: Block, folder: Path, programs: Path) -> None:
+    """Type a session, compare the answers."""
+    typed: list[str] = []
+    answers: list[str] = []
+    for line in block.text.splitlines():
+        if line.startswith(">>> "):
+            typed.append(line[4:])
+            answers.append("")
+        elif line.startswith("..."):
+            typed[-1] += "\n" + line[4:]
+        else:
+            answers[-1] += line + "\n"
+    calls = "".join(f"typed({text!r})\n" for text in typed)
+    output = _on_board(block, BOARD + _TYPED + calls, folder, programs)
+    for text, wanted, answer in zip(typed, answers, output.split("\x01\n")[1:], strict=True):
+        said = f"{block}: {text!r} answers {answer!r}, not {wanted!r}"
+        assert _plain(answer) == _plain(wanted), said
 
 
 def _plain(line: str) -> str:
@@ -142,4 +180,3 @@ def _compare(block: Block, output: str) -> None:
             continue
         assert wanted in lines, f"{block}: {line!r} is not in what follows of\n{output}"
         del lines[: lines.index(wanted) + 1]
-

@@ -36,7 +36,7 @@ What learns:
               input channels of layer 24 (any number of LAYER:FRACTION;
               'sprout inspect' shows the numbers), and the last layer
   FILE.json   the same as {"biases": 20, "weights": {"24": "1/4"}}
-  auto        the best that fits --ram, see README.md"""
+  auto        the best that fits --ram, see docs/plans.md"""
 
 
 class ModelFile(click.Path):
