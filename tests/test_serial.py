@@ -313,9 +313,15 @@ def test_a_cable_pulled_at_any_byte_leaves_the_old_file_or_the_new(tmp_path, loc
     with SerialBoard(flash, blocks=32) as board:
         assert sprout("put", local, "--port", board.port) == 0
     local.write_bytes(DATA[::-1])
-    seen = set()
-    for die_after in [30, 700, *range(3500, 16_000, 1100)]:
-        with SerialBoard(flash, blocks=32, link=Link(die_after=die_after)) as board:
+    first, seen = flash.read_bytes(), set()
+    with SerialBoard(flash, blocks=32) as board:
+        assert sprout("put", local, "--port", board.port) == 0
+        total = board.passed
+    # The agent takes the first half, the new name the last few hundred bytes.
+    for die_after in [30, total // 3, *range(total // 2, total, total // 8), *range(-800, 0, 130)]:
+        flash.write_bytes(first)
+        link = Link(die_after=die_after % total)
+        with SerialBoard(flash, blocks=32, link=link) as board:
             capsys.readouterr()
             status = sprout("put", local, "--port", board.port)
             err = capsys.readouterr().err
@@ -328,15 +334,27 @@ def test_a_cable_pulled_at_any_byte_leaves_the_old_file_or_the_new(tmp_path, loc
             board.power_cycle()
         found = board.files()
         assert found["/data.bin"] in (old, new)
+        assert status == 1 or found["/data.bin"] == new
         assert set(found) <= {"/data.bin", "/data.bin.sprout-new"}
-        seen.add((status, found["/data.bin"], len(found)))
-        if found["/data.bin"] == new and status == 0:
-            break
-    # Cut before anything, in the middle, and never: all of it happened.
-    assert {(1, old, 1), (1, old, 2), (0, new, 1)} <= seen
+        seen.add((found["/data.bin"], len(found)))
+    # Cut before anything, in the middle, and when all was done.
+    assert seen == {(old, 1), (old, 2), (new, 1)}
     with SerialBoard(flash, blocks=32) as board:
         assert sprout("put", local, "--port", board.port) == 0
         assert board.files() == {"/data.bin": new}
+
+
+def test_a_board_that_restarts_meanwhile_is_sent_the_rest(tmp_path):
+    with SerialBoard(tmp_path / "flash", blocks=32) as board, wire.Session(board.port) as session:
+        restarts = iter([1])
+
+        def progress(done: int) -> None:
+            if done > len(DATA) // 2 and next(restarts, 0):
+                board.power_cycle()
+
+        session.stage("/data.bin", DATA, progress)
+        session.swap(["/data.bin"])
+        assert board.files() == {"/data.bin": sha256(DATA)}
 
 
 def test_a_link_that_falls_silent_ends_in_a_sentence(tmp_path, local, capsys, monkeypatch):

@@ -269,6 +269,9 @@ class AmpyWire(Pyboard):
         with contextlib.suppress(OSError):
             self.exit_raw_repl()
             self.serial.flush()
+        with contextlib.suppress(OSError):  # in the order that does not reset an ESP32
+            self.serial.rts = False
+            self.serial.dtr = False
         with contextlib.suppress(OSError):
             super().close()
 
