@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -107,7 +107,7 @@ def test_it_has_the_heap_of_a_pico_and_a_fresh_one_after_a_reset(board):
         session.reset()
         session._send_agent()
         assert abs(session.call("answer = F") - first) < 1000
-        with pytest.raises(wire.BoardError, match="MemoryError"):
+        with pytest.raises(wire.BoardError, match="heap is too small for this"):
             session.call("State.held = bytes(230000)")
 
 
@@ -174,6 +174,18 @@ def test_put_and_get_bring_a_file_there_and_back(via, board, local, tmp_path, ca
     assert "was there already" in capsys.readouterr().out
 
 
+def test_folders_go_there_and_back(board, tmp_path):
+    samples = tmp_path / "samples"
+    (samples / "more").mkdir(parents=True)
+    (samples / "0").write_bytes(DATA[:100])
+    (samples / "more" / "1").write_bytes(b"")
+    assert sprout("put", samples, "--port", board.port) == 0
+    assert board.files()["/samples/more/1"] == sha256(b"")
+    assert sprout("get", "samples", "-o", tmp_path / "back", "--port", board.port) == 0
+    assert (tmp_path / "back" / "0").read_bytes() == DATA[:100]
+    assert (tmp_path / "back" / "more" / "1").read_bytes() == b""
+
+
 def test_what_was_learned_comes_back(board, blob, tmp_path, capsys):
     assert sprout("install", "--port", board.port, blob) == 0
     program = (
@@ -194,33 +206,58 @@ def test_what_was_learned_comes_back(board, blob, tmp_path, capsys):
         assert session.call(program, timeout=10) == digest
 
 
-def test_repl_is_a_terminal_to_the_board(board):
-    program = [BIN / "sprout", "repl", "--port", board.port]
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(program[0], program)
+class Terminal:
+    """A command in a terminal of its own."""
 
-    def until(text: bytes) -> bytes:
-        heard = b""
-        end = time.monotonic() + 20
+    def __init__(self, *args: object) -> None:
+        self.fd, terminal = pty.openpty()
+        program = [BIN / "sprout", *map(str, args)]
+        self.process = subprocess.Popen(
+            program, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+        )
+        os.close(terminal)
+
+    def until(self, text: bytes) -> bytes:
+        """What it prints up to ``text``."""
+        heard, end = b"", time.monotonic() + 30
         while text not in heard and time.monotonic() < end:
-            if select.select([terminal], [], [], 0.1)[0]:
-                with contextlib.suppress(OSError):
-                    heard += os.read(terminal, 1000)
+            if select.select([self.fd], [], [], 0.1)[0]:
+                heard += os.read(self.fd, 1000)
         assert text in heard
         return heard
 
-    until(b">>> ")
-    os.write(terminal, b"6*7\r")
-    until(b"42\r\n>>> ")
-    os.write(terminal, b"while True: pass\r\r")
+    def type(self, text: bytes) -> None:
+        os.write(self.fd, text)
+
+    def status(self) -> int:
+        """Its exit status, when it has ended."""
+        status = self.process.wait(30)
+        os.close(self.fd)
+        return status
+
+
+def test_repl_is_a_terminal_to_the_board(board):
+    terminal = Terminal("repl", "--port", board.port)
+    terminal.until(b">>> ")
+    terminal.type(b"6*7\r")
+    terminal.until(b"42\r\n>>> ")
+    terminal.type(b"while True: pass\r\r")
     time.sleep(0.2)
-    os.write(terminal, b"\x03")
-    until(b"KeyboardInterrupt")
-    os.write(terminal, b"\x1d")
-    _, status = os.waitpid(pid, 0)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 0
+    terminal.type(b"\x03")
+    terminal.until(b"KeyboardInterrupt")
+    terminal.type(b"\x1d")
+    assert terminal.status() == 0
+
+
+def test_the_simulated_board_is_for_users_too_and_its_cable_can_be_pulled(tmp_path, local):
+    simulated = Terminal("sim-board", "--board", "pico2", "--flash", tmp_path / "flash")
+    port = simulated.until(b"\n").strip().decode()
+    assert sprout("put", local, "--port", port) == 0
+    terminal = Terminal("repl", "--port", port)
+    terminal.until(b">>> ")
+    simulated.process.send_signal(signal.SIGINT)
+    terminal.until(b"is gone, the cable was pulled")
+    assert (terminal.status(), simulated.status()) == (1, 0)
 
 
 def test_a_program_that_runs_for_ever_is_interrupted(tmp_path, local):
@@ -276,9 +313,15 @@ def test_a_cable_pulled_at_any_byte_leaves_the_old_file_or_the_new(tmp_path, loc
     with SerialBoard(flash, blocks=32) as board:
         assert sprout("put", local, "--port", board.port) == 0
     local.write_bytes(DATA[::-1])
-    seen = set()
-    for die_after in [30, 700, *range(3500, 16_000, 1100)]:
-        with SerialBoard(flash, blocks=32, link=Link(die_after=die_after)) as board:
+    first, seen = flash.read_bytes(), set()
+    with SerialBoard(flash, blocks=32) as board:
+        assert sprout("put", local, "--port", board.port) == 0
+        total = board.passed
+    # The agent takes the first half, the new name the last few hundred bytes.
+    for die_after in [30, total // 3, *range(total // 2, total, total // 8), *range(-800, 0, 130)]:
+        flash.write_bytes(first)
+        link = Link(die_after=die_after % total)
+        with SerialBoard(flash, blocks=32, link=link) as board:
             capsys.readouterr()
             status = sprout("put", local, "--port", board.port)
             err = capsys.readouterr().err
@@ -291,15 +334,27 @@ def test_a_cable_pulled_at_any_byte_leaves_the_old_file_or_the_new(tmp_path, loc
             board.power_cycle()
         found = board.files()
         assert found["/data.bin"] in (old, new)
+        assert status == 1 or found["/data.bin"] == new
         assert set(found) <= {"/data.bin", "/data.bin.sprout-new"}
-        seen.add((status, found["/data.bin"], len(found)))
-        if found["/data.bin"] == new and status == 0:
-            break
-    # Cut before anything, in the middle, and never: all of it happened.
-    assert {(1, old, 1), (1, old, 2), (0, new, 1)} <= seen
+        seen.add((found["/data.bin"], len(found)))
+    # Cut before anything, in the middle, and when all was done.
+    assert seen == {(old, 1), (old, 2), (new, 1)}
     with SerialBoard(flash, blocks=32) as board:
         assert sprout("put", local, "--port", board.port) == 0
         assert board.files() == {"/data.bin": new}
+
+
+def test_a_board_that_restarts_meanwhile_is_sent_the_rest(tmp_path):
+    with SerialBoard(tmp_path / "flash", blocks=32) as board, wire.Session(board.port) as session:
+        restarts = iter([1])
+
+        def progress(done: int) -> None:
+            if done > len(DATA) // 2 and next(restarts, 0):
+                board.power_cycle()
+
+        session.stage("/data.bin", DATA, progress)
+        session.swap(["/data.bin"])
+        assert board.files() == {"/data.bin": sha256(DATA)}
 
 
 def test_a_link_that_falls_silent_ends_in_a_sentence(tmp_path, local, capsys, monkeypatch):
@@ -418,7 +473,7 @@ def test_missing_files_and_wrong_words(board, local, capsys):
     told = complaint(capsys, "get", "no.bin", "--port", board.port)
     assert told.startswith("/no.bin is not on the board, which has ")
     told = complaint(capsys, "put", local, local, "--as", "x", "--port", board.port)
-    assert told.startswith("--as is the name of one file")
+    assert told.startswith("--as is one name")
 
 
 @pytest.mark.parametrize("arch", ["armv6m", "armv7m", "armv7emsp", "xtensawin", "rv32imc"])

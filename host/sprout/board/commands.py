@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +97,27 @@ def put_command(
     via: str,
     delete: tuple[str, ...],
 ) -> None:
-    """Copy FILES to the board, each whole or not at all."""
+    """Copy FILES, or what is in folders, to the board, each file whole or not at all."""
     from ..cli import exists
     from .install import Transfer, connected, path_on
 
     if name and len(files) > 1:
-        raise SproutError(f"--as is the name of one file and you gave {len(files)}: give one.")
+        raise SproutError(f"--as is one name and you gave {len(files)} files: give one.")
     contents = {}
     for path in files:
-        exists(path, "give the name of a file here")
-        data = _read_blob(path)[0] if path.suffix == ".sprout" else path.read_bytes()
-        contents[name or path.name] = data
+        if path.is_dir():
+            folder, inside = name or path.name, sorted(path.rglob("*"))
+            named = {
+                file: f"{folder}/{file.relative_to(path).as_posix()}"
+                for file in inside
+                if file.is_file()
+            }
+        else:
+            exists(path, "give the name of a file or folder here")
+            named = {path: name or path.name}
+        for file, at in named.items():
+            data = _read_blob(file)[0] if file.suffix == ".sprout" else file.read_bytes()
+            contents[at] = data
     say, reporter = _console()
     with connected(port, via, baud) as (session, probe), reporter as report:
         groups = [{path_on(probe, name): data} for name, data in contents.items()]
@@ -115,7 +127,7 @@ def put_command(
         say(f"{path_on(probe, name)}: {len(data):,} bytes {there}")
 
 
-@click.command("get", short_help="Copy a file from a board, or list its files.")
+@click.command("get", short_help="Copy a file or folder from a board, or list its files.")
 @click.argument("name", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Its name here.")
 @_port_options
@@ -123,7 +135,10 @@ def put_command(
 def get_command(
     name: str | None, output: Path | None, port: str | None, baud: int, via: str
 ) -> None:
-    """Copy the file NAME from the board, such as a checkpoint; without NAME list what is there."""
+    """Copy NAME from the board, such as a checkpoint or a folder of samples.
+
+    Without NAME list what is there.
+    """
     from .install import connected, path_on
 
     say, reporter = _console()
@@ -137,15 +152,21 @@ def get_command(
                 say(f"{size:>10,}  {path}")
             say(f"{probe.free:>10,}  bytes free")
             return
-        path = path_on(probe, name)
-        if path not in sizes:
+        path = path_on(probe, name).rstrip("/")
+        inside = [p for p in sorted(sizes) if p.startswith(path + "/")]
+        if path not in sizes and not inside:
             there = ", ".join(sorted(p for p in sizes if not p.startswith(probe.lib + "/")))
             raise SproutError(f"{path} is not on the board, which has {there or 'no files'}.")
-        data = session.fetch(
-            path, sizes[path], lambda done: report("getting", done, sizes[path], path)
-        )
-    _write_whole(target, data)
-    say(f"{target}: {len(data):,} bytes")
+        contents = {}
+        for p in inside or [path]:
+            here = target / p[len(path) + 1 :] if inside else target
+            contents[here] = session.fetch(
+                p, sizes[p], functools.partial(_got, report, p, sizes[p])
+            )
+    for here, data in contents.items():
+        here.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(here, data)
+        say(f"{here}: {len(data):,} bytes")
 
 
 @click.command("repl", short_help="A terminal to a board.")
@@ -181,9 +202,8 @@ def doctor_command(blob: Path | None, port: str | None, baud: int, via: str) -> 
             if found:
                 name = found[0]
                 with reporter as report:
-                    data = session.fetch(
-                        name, sizes[name], lambda done: report("getting", done, sizes[name], name)
-                    )
+                    progress = functools.partial(_got, report, name, sizes[name])
+                    data = session.fetch(name, sizes[name], progress)
         for line in examine(session, probe, name, data):
             mark = {True: "ok", False: "FAILED", None: "-"}[line.good]
             say(f"{line.what:10}{mark:8}{line.text}")
@@ -192,6 +212,29 @@ def doctor_command(blob: Path | None, port: str | None, baud: int, via: str) -> 
     if failed:
         raise SproutError(f"{failed} of the checks failed: see what to do in their lines.")
     return 0
+
+
+@click.command("sim-board", short_help="A simulated board behind a serial port.")
+@click.option("--board", default="pico", show_default=True, help="Whose heap and flash it has.")
+@click.option("--flash", type=click.Path(path_type=Path), help="The file of its flash.")
+def sim_board_command(board: str, flash: Path | None) -> None:
+    """Open a serial port with a simulated board behind it, for all commands that take --port.
+
+    It is MicroPython with a board's heap and file system; Ctrl-C takes it away.  What is on its
+    flash is there the next time, in build/sim-BOARD.flash if --flash does not say where.
+    """
+    from .serialsim import SerialBoard
+
+    flash = flash or Path("build", f"sim-{board}.flash")
+    flash.parent.mkdir(parents=True, exist_ok=True)
+    with SerialBoard(flash, board) as simulated:
+        click.echo(simulated.port)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+def _got(report: Any, name: str, size: int, done: int) -> None:
+    report("getting", done, size, name)
 
 
 def _read_blob(path: Path) -> tuple[bytes, Any]:
@@ -220,4 +263,7 @@ def _write_whole(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-COMMANDS = (install_command, put_command, get_command, repl_command, doctor_command)
+COMMANDS = (
+    *(install_command, put_command, get_command, repl_command, doctor_command),
+    sim_board_command,
+)

@@ -224,7 +224,8 @@ class SerialBoard:
     flash: the file of its flash, made where there is none.  board, heap: as in ``sim.command``.
     blocks: of 4 096 bytes, the board's file system if None.  link: of the cable.  changed: what
     sys.implementation says in place of the truth, such as {"_mpy": 0x1206}.  erase_ms: how long
-    flash takes to erase a block.
+    flash takes to erase a block.  ``passed`` counts the bytes that went through the cable, in both
+    directions.
     """
 
     def __init__(
@@ -248,7 +249,7 @@ class SerialBoard:
         self._command = [*command[:2], _OWN_TERMINAL + command[2], *command[3:], "-i", "-c"]
         self._environment = environment | {"MICROPYPATH": ".frozen:/lib"}
         self._to_board, self._to_host = (_Way(self.link, 2 * self.link.seed + i) for i in (0, 1))
-        self._passed = 0  # bytes in both directions
+        self.passed = 0
         self._raw = self._stopping = self.dead = False
         self._for_board, self._for_host = b"", b""
         self._process: subprocess.Popen[bytes] | None = None
@@ -392,7 +393,7 @@ class SerialBoard:
             self._for_board = self._for_board[self._give(self._for_board) :]
         if not self.dead:
             self._for_host = self._for_host[_write(self._host, self._for_host) :]
-            if self.link.die_after is not None and self._passed >= self.link.die_after:
+            if self.link.die_after is not None and self.passed >= self.link.die_after:
                 rest: Any = self._for_board or self._for_host
                 rest = rest or self._to_board.queue or self._to_host.queue
                 if not rest and not self.link.silent:
@@ -409,8 +410,8 @@ class SerialBoard:
     def _count(self, data: bytes) -> bytes:
         """What of ``data`` still comes through before the link dies."""
         if self.link.die_after is not None:
-            data = data[: max(0, self.link.die_after - self._passed)]
-        self._passed += len(data)
+            data = data[: max(0, self.link.die_after - self.passed)]
+        self.passed += len(data)
         return data
 
     def _give(self, data: bytes) -> int:

@@ -74,7 +74,13 @@ class BoardError(SproutError):
     """An exception that a request raised on the board; ``kind`` is its type, ``number`` errno."""
 
     def __init__(self, kind: str, text: str, number: Any) -> None:
-        super().__init__(f"The board says {kind}: {text}")
+        sentence = f"The board says {kind}: {text}"
+        if kind == "MemoryError":
+            sentence = (
+                f"The board's heap is too small for this ({text}): press its reset button and try "
+                "again, or use one with more RAM."
+            )
+        super().__init__(sentence)
         self.kind, self.text, self.number = kind, text, number
 
 
@@ -263,6 +269,9 @@ class AmpyWire(Pyboard):
         with contextlib.suppress(OSError):
             self.exit_raw_repl()
             self.serial.flush()
+        with contextlib.suppress(OSError):  # in the order that does not reset an ESP32
+            self.serial.rts = False
+            self.serial.dtr = False
         with contextlib.suppress(OSError):
             super().close()
 
@@ -427,7 +436,7 @@ class Session:
             except Complaint as error:
                 complaint = str(error).strip().splitlines()[-1]
                 if complaint.startswith("MemoryError"):
-                    raise BoardError("MemoryError", complaint, 0) from None
+                    raise BoardError("MemoryError", complaint[13:].lstrip(), 0) from None
                 if "NameError" in complaint and n and not self._has_agent():
                     raise _Restarted from None
         raise Silent(_silence(self.port, complaint))
