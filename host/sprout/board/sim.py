@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checkpoint
 from ..graph import SproutError
 from ..places import DEVICE
 from . import manual, table
@@ -294,7 +295,7 @@ def learn_on_board(
         put(folder, files)
         lines = run_script("learn", folder, config, board, heap, timeout, on_progress)
         if save is not None:
-            shutil.copy(folder / "net.ckpt", save)
+            checkpoint.write(save, checkpoint.read(folder / "net.ckpt"))
     result = dict(next(line for line in lines if line["kind"] == "result"))
     memory = result.pop("memory")
     native = native_bytes(board)
