@@ -305,7 +305,10 @@ def test_learning_is_the_same_to_the_bit_in_micropython(results, folder):
     host, board = results["host"], results["micropython"]
     for key in ("digest", "curve", "accuracy_before", "accuracy_after", "macs_backward"):
         assert host[key] == board[key], key
-    assert (folder / "host.spck").read_bytes() == (folder / "micropython.spck").read_bytes()
+    saved = [checkpoint.read(folder / f"{on}.spck") for on in ("host", "micropython")]
+    for one in saved:
+        one.number = None  # the time
+    assert saved[0] == saved[1]
 
 
 def test_the_seed_and_the_batch_change_the_result(blob, pictures, folder, results):
