@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sprout import blob as blobs
-from sprout import cli, data, inspect
+from sprout import checkpoint, cli, data, inspect
 from sprout.board import sim
 from sprout.compile import compile_model
 
