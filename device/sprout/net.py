@@ -105,8 +105,15 @@ class Net:
     """
 
     def __init__(self, path, classes=None, batch=1, verify=True, scratch=None):
-        self._name, source, resident = open_blob(path)
+        gc.collect()  # what stays from here on lies low in the heap, the arena after it
         self._broken = False  # a call of the core, or a read, began and has not ended
+        self._args = array("i", [0] * _N_ARGS)
+        self._curve = array("i", bytes(4 * (_CURVE + 2 * _MOST_POINTS)))
+        self._memory = (None,) * 6
+        self._next_row, self._whole, self.input = 0, False, None
+        self.rate = 0.002  # where the blob names none
+        self._start((), 0, 0)
+        self._name, source, resident = open_blob(path)
         head = read_header(self._name, source, verify)
         self._can_learn = head[4] & _CAN_LEARN
         self._n_tensors, self._n_ops, self._n_forward, x, y, logits = head[20:26]
@@ -123,23 +130,17 @@ class Net:
         )
         # save() writes the names, which are most of the meta section.
         room = max(_ROOM, 1024 + 4 * self.max_classes + 3 * head[13])
-        gc.collect()  # what stays from here on lies low in the heap, the arena after it
+        gc.collect()
         try:
             self.name, names, self._p0, rate = read_meta(self._name, source, head)
             self._named = self._checked(list(classes or names or map(str, range(n))))
+            self._odds = array("i", bytes(4 * self.max_classes))
         except MemoryError:
             _short(self._name, self._sizes, room + 64 * self.max_classes + 2 * head[13])
         # A ROMFS cannot be written: there, and for bytes, the current folder takes checkpoints.
         stem = self.name if resident else path[:-7] if path.endswith(".sprout") else path
         self._checkpoint = stem + ".ckpt"
-        self._args = array("i", [0] * _N_ARGS)
-        self._odds = array("i", bytes(4 * self.max_classes))
-        self._curve = array("i", bytes(4 * (_CURVE + 2 * _MOST_POINTS)))
-        # Attributes before the buffers: a dict that grows needs one piece of memory.
-        self._memory = (None,) * 6
-        self._next_row, self._whole, self.input = 0, False, None
-        self.rate = rate
-        self._start(self._named, 0, 0)
+        self.rate = rate or self.rate
         names = None
         arena, trained, working, accum, program = _allocate(self._name, self._sizes, room)
         if resident:
