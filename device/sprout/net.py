@@ -167,7 +167,7 @@ class Net:
         Then predict(), learn(label=...) and so on take no frame of their own.
         """
         h, w, c = self.shape
-        row, self._next_row = self._next_row, 0
+        row, self._next_row, self._whole = self._next_row, 0, False
         if self._set_input(rows, row):
             trouble().wrong_rows(rows, row, self.shape)
         self._next_row = (row + len(rows) // (w * c)) % h
