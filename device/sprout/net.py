@@ -87,7 +87,7 @@ def _short(name, sizes, room):
     short(name, sizes, room)
 
 
-def _run(memory, args, share):
+def _execute(memory, args, share):
     if share:
         return core.run(memory, args, share)
     return core.run(memory, args)
@@ -531,7 +531,7 @@ class Net:
         args[_MODE] = mode
         args[_CLASSES] = len(self.classes)
         # MicroPython looks for Ctrl-C at jumps, and there is none until a step is counted too.
-        code = _run(memory, args, native.share)
+        code = _execute(memory, args, native.share)
         steps *= not code
         args[_STEP] += steps
         self._pending += steps
