@@ -515,3 +515,26 @@ def test_three_thousand_steps_leave_memory_as_it_was():
     assert found["first"] == found["last"] == found["least"] == found["most"]
     assert found["bytes"] <= bench_steps.BYTES_PER_STEP
     assert found["digest"] == bench_steps.on_host(blob, x, 3000)
+
+
+def test_an_error_takes_memory_only_for_a_moment(flash):
+    """Its sentences are read again for the next one; the names in them stay known once read."""
+    code = """
+import gc
+def live():
+    gc.collect()
+    return gc.mem_alloc()
+def wrong():
+    try:
+        net.predict(b"")
+    except ValueError as e:
+        return len(str(e))
+at_first = live()
+wrong()
+once = live()
+wrong()
+print(once - at_first, live() - once)
+"""
+    first, second = map(int, run(flash, START + code)[0].split())
+    assert first < 1024
+    assert second <= 0

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import sys
 
 from micropython import const
 
@@ -14,9 +15,10 @@ _CHUNK = const(1024)
 
 
 def trouble():
-    """The module that raises errors, which takes RAM only where there is one."""
+    """The module that raises errors, which takes RAM only until one is dealt with."""
     from . import trouble
 
+    del sys.modules[trouble.__name__], sys.modules["sprout"].trouble
     return trouble
 
 
