@@ -434,17 +434,7 @@ class Net:
     def _record(self, loss, hit):
         """Into the history; when it is full, every two points become one."""
         h = self._curve
-        h[_STEPS] += 1
-        h[_LOSSES] += (loss + 512) >> 10
-        h[_HITS] += hit
-        if h[_STEPS] < h[_EVERY]:
-            return
-        i = _CURVE + 2 * h[_POINTS]
-        h[i] = h[_LOSSES]
-        h[i + 1] = h[_HITS]
-        h[_STEPS] = h[_LOSSES] = h[_HITS] = 0
-        h[_POINTS] += 1
-        if h[_POINTS] == _MOST_POINTS:
+        if h[_POINTS] >= _MOST_POINTS:
             half = h[_POINTS] = _MOST_POINTS // 2
             if h[_EVERY] < _MOST_STEPS:
                 h[_EVERY] *= 2
@@ -456,6 +446,15 @@ class Net:
                 h[_BEFORE] += h[_EVERY] * half
                 for i in range(_CURVE, _CURVE + _MOST_POINTS):
                     h[i] = h[i + _MOST_POINTS]
+        h[_STEPS] += 1
+        h[_LOSSES] += (loss + 512) >> 10
+        h[_HITS] += hit
+        if h[_STEPS] >= h[_EVERY]:
+            i = _CURVE + 2 * h[_POINTS]
+            h[i] = h[_LOSSES]
+            h[i + 1] = h[_HITS]
+            h[_STEPS] = h[_LOSSES] = h[_HITS] = 0
+            h[_POINTS] += 1
 
     def _diverges(self):
         """Whether the last samples cost much more than guessing would."""
