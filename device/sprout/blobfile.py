@@ -11,7 +11,7 @@ from .native import core
 
 HEADER = const(128)
 _HASHED_FROM = const(48)
-_CHUNK = const(1024)
+_CHUNK = const(512)
 
 
 def trouble():

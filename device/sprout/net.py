@@ -183,7 +183,11 @@ class Net:
         """
         best = self.classify(x)
         classes, odds = self.classes, self._odds
-        self._notice()
+        code = core.probabilities(self._memory, len(classes), self._p0, odds)
+        if code:
+            self._fail(code, len(classes))
+        if self._drift:
+            self._drift.note(odds[best])
         if top == 1:
             return classes[best], odds[best] / 32768
         from .show import ranking
@@ -236,7 +240,9 @@ class Net:
 
     def loss(self, x=None, label=None):
         """The sample's loss, in nats, without learning from it."""
-        return self._loss_from(0, self._feed_labelled(x, label)) / 65536
+        self._feed_labelled(x, label)
+        self._run(0, self._n_forward + 1, _LEARN)  # the loss comes right after the forward pass
+        return self._args[_LOSS] / 65536
 
     def apply(self):
         """Apply an unfinished batch."""
@@ -417,18 +423,13 @@ class Net:
         self.seed = seed
         self._args[_STEP] = step
         self._usual = self._mantissa
-        self._seen = self._recent = self._loss = 0
+        self._seen = self._recent = self._loss = self._pending = 0
         self.hit = False
         curve = self._curve
         for i in range(len(curve)):
             curve[i] = 0
         curve[_EVERY] = 1
         curve[_BEFORE] = step
-        self._drop_batch()
-
-    def _drop_batch(self):
-        """Forget the steps of an unfinished batch."""
-        self._pending = 0
         accum = self._memory[5]
         if accum:
             view, zeros = memoryview(accum), bytes(64)
@@ -456,63 +457,41 @@ class Net:
             trouble().wrong_sample(x, self.shape)
 
     def _feed_labelled(self, x, label):
-        """The sample's label as a number, with the sample in the input."""
+        """The sample into the input, and its label into the arguments."""
         if not self._can_learn:
             trouble().cannot_learn(self._name)
-        number = self._number(label)
+        self._args[_LABEL] = self._number(label)
         self._feed(x)
-        return number
-
-    def _notice(self):
-        """The probabilities of the classes, after a forward pass."""
-        n, odds = len(self.classes), self._odds
-        code = core.probabilities(self._memory, n, self._p0, odds)
-        if code:
-            self._fail(code, n)
-        if self._drift:
-            self._drift.note(odds[self._best()])
 
     def _learn(self, x, label, m, e):
         """One step at the rate m * 2**e, and what replay adds; returns the loss, Q16.
 
         Without replay it allocates nothing.
         """
-        keeper = self._keeper
-        label = self._feed_labelled(x, label)
-        self._run(keeper.keep(label) if keeper else 0, self._n_forward, _LEARN)
-        hit = self._best() == label
+        args, keeper = self._args, self._keeper
+        self._feed_labelled(x, label)
+        self._run(keeper.keep(args[_LABEL]) if keeper else 0, self._n_forward, _LEARN)
+        best = self._best()
+        hit = best == args[_LABEL]
         if self._drift:
-            self._notice()
+            self._drift.see(self, best)
+        args[_RATE_M] = m
+        args[_RATE_E] = e
         if keeper and keeper.aside:
-            loss = self._loss_from(self._n_forward, label)
+            self._run(self._n_forward, self._n_forward + 1, _LEARN)
         else:
-            loss = self._train(self._n_forward, label, m, e)
+            self._run(self._n_forward, self._n_ops, _LEARN, 1)
+        loss = args[_LOSS]
         self.hit = hit
         self._seen = min(self._seen + 1, _RECENT)
         self._recent += ((hit << 15) - self._recent) // self._seen
         self._loss += (loss - self._loss) // self._seen
         self._record(loss, hit)
+        if self._pending >= self.batch:
+            self.apply()
         if keeper:
             keeper.after(loss, m, e)
         return loss
-
-    def _train(self, first, label, m, e):
-        """A step from operator `first` on, at the rate m * 2**e; returns the loss, Q16."""
-        args = self._args
-        args[_LABEL] = label
-        args[_RATE_M] = m
-        args[_RATE_E] = e
-        self._run(first, self._n_ops, _LEARN, 1)
-        loss = args[_LOSS]
-        if self._pending >= self.batch:
-            self.apply()
-        return loss
-
-    def _loss_from(self, first, label):
-        """The loss, Q16, from operator `first` on."""
-        self._args[_LABEL] = label
-        self._run(first, self._n_forward + 1, _LEARN)  # the loss is the first one after the others
-        return self._args[_LOSS]
 
     def _record(self, loss, hit):
         """Into the history; when it is full, every two points become one."""
