@@ -5,6 +5,7 @@
 # make natmods      the native modules of all boards, into native_modules/prebuilt
 # make natmod-xtensawin   the one for ESP32, S2 and S3, which takes Debian 12 and some packages
 # make firmware     MicroPython with Sprout compiled in, for this machine and for QEMU, likewise
+# make example-NAME a board that learns, simulated: person, button, gestures or digits
 # make bench-NAME   one measurement: a table, and build/bench-NAME.json
 # make clean        everything made here except the virtual environments
 #
@@ -83,6 +84,9 @@ bench-%: build
 	else \
 		$(BIN)/python tools/bench_$*.py; \
 	fi
+
+example-%: build
+	@$(BIN)/python examples/prepare.py $*
 
 clean:
 	rm -rf build .hypothesis .mypy_cache .pytest_cache .ruff_cache host/sprout.egg-info
