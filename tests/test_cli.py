@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sprout import blob as blobs
-from sprout import cli, data, inspect
+from sprout import checkpoint, cli, data, inspect
 from sprout.board import sim
 from sprout.compile import compile_model
 
@@ -285,7 +286,8 @@ def test_learning_is_the_same_to_the_bit_in_micropython(results, folder):
     host, board = results["host"], results["micropython"]
     for key in ("digest", "curve", "accuracy_before", "accuracy_after", "macs_backward"):
         assert host[key] == board[key], key
-    assert (folder / "host.spck").read_bytes() == (folder / "micropython.spck").read_bytes()
+    saved = [checkpoint.read(folder / f"{on}.spck") for on in ("host", "micropython")]
+    assert saved[0] == dataclasses.replace(saved[1], number=saved[0].number)
 
 
 def test_the_seed_and_the_batch_change_the_result(blob, pictures, folder, results):
