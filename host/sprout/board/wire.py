@@ -13,7 +13,6 @@ import base64
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import random
 import re
@@ -25,8 +24,8 @@ from typing import Any, Protocol
 
 import serial
 from ampy.pyboard import Pyboard, PyboardError
+from mpremote import transport_serial
 from mpremote.transport import TransportError, TransportExecError
-from mpremote.transport_serial import SerialTransport
 from serial.tools import list_ports
 
 from ..graph import SproutError
@@ -286,7 +285,10 @@ class AmpyWire(Pyboard):
             super().close()
 
 
-class _Transport(SerialTransport):
+transport_serial.print = lambda *args: None  # what it did not expect: that is for us to say
+
+
+class _Transport(transport_serial.SerialTransport):
     """mpremote's connection, which gives up sooner."""
 
     def read_until(
@@ -314,7 +316,7 @@ class MpremoteWire:
 
     def enter(self, reset: bool) -> None:
         """Enter the raw REPL, from whatever state the board is in."""
-        with _translated(self.port), contextlib.redirect_stdout(io.StringIO()):
+        with _translated(self.port):
             for attempt in range(4):
                 try:
                     if attempt:
