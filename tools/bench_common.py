@@ -58,7 +58,7 @@ CLASSES = {
     "cifar10": CIFAR,
     "digits": tuple(str(digit) for digit in range(10)),
 }
-TRAIN = {"person": (4000, 3), "cifar10": (10000, 2), "digits": (1400, 6)}
+TRAIN = {"person": (4000, 3), "cifar10": (10000, 2), "digits": (1000, 8)}
 """Samples and epochs; the samples are the first of the training set."""
 
 TEST_TAKES = 15
