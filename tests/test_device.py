@@ -19,6 +19,7 @@ from nets import everything_net, residual_net
 from sprout import blob as blobs
 from sprout import checkpoint as checkpoints
 from sprout import compile as compiler
+from sprout import places
 from sprout.board import sim, table
 from sprout.engine import Engine
 from sprout.frontends.head import replace_head
@@ -555,7 +556,7 @@ def test_the_simulated_repl(flash):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=flash,
-        env={"PYTHONPATH": str(sim.ROOT / "host")},
+        env={"PYTHONPATH": str(places.ROOT / "host")},
         input="print(net.learn(bytes(192), 1) > 0, net.step)\n",
         capture_output=True,
         text=True,

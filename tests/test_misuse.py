@@ -14,6 +14,7 @@ from nets import residual_net
 from sprout import compile as compiler
 from sprout.frontends.head import replace_head
 from test_device import run, start
+from test_stream import rows_blob
 
 START = """
 import sprout
@@ -261,6 +262,42 @@ def test_ctrl_c_while_the_blob_is_read(flash):
     code += "".join(f"breaks({name!r}, {act})\n" for name, (act, _) in ACTS.items())
     for line, (name, (_, seen)) in zip(run(flash, code), ACTS.items(), strict=True):
         assert re.fullmatch(rf"{name} \d+ {seen}", line), line
+
+
+def test_ctrl_c_while_rows_are_fed(flash):
+    """The frame begins again; the layers that work row by row have kept nothing of the old one."""
+    (flash / "net.sprout").write_bytes(rows_blob().to_bytes())
+    code = """
+net = sprout.load("/flash/net.sprout")
+odds = net.predict(x, top=3)
+def act():
+    for i in range(0, 192, 48):
+        net.feed(x[i : i + 48])
+    return net.predict(top=3)
+flash.left = 0
+assert act() == odds
+n = -flash.left
+net.feed(x)
+for k in range(1, n + 1):
+    flash.left = k
+    try:
+        act()
+        print("no Ctrl-C at", k)
+    except KeyboardInterrupt:
+        pass
+    flash.left = 0
+    try:
+        net.predict()
+        print("half a frame was enough")
+    except ValueError as e:
+        if k == 1:
+            print(e)
+    assert act() == odds == net.predict(x, top=3)
+print(n > 20)
+"""
+    said, many = run(flash, START + FLASH + code)
+    assert said.startswith("0 of the 8 rows of a frame are there: feed() the others")
+    assert many == "True"
 
 
 def test_a_blob_that_is_gone_or_another_one_after_ctrl_c(flash):

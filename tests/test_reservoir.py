@@ -65,6 +65,19 @@ def test_rehearses_every_class_alike():
         assert abs(picked[slot] - expected) < 5 * max(expected, 1) ** 0.5
 
 
+def test_a_class_that_comes_again_and_again_leaves_its_turn_to_the_others():
+    reservoir = Reservoir(12, 3)
+    for label in [0, 1, 2, 3] * 3:
+        reservoir.offer(label)
+    picked = []
+    for _ in range(8):
+        reservoir.offer(1)
+        picked.append(reservoir.labels[reservoir.pick()])
+    assert picked == [0, 2, 3, 0, 2, 3, 0, 2]
+    reservoir.drop(2)
+    assert [reservoir.labels[reservoir.pick()] for _ in range(6)] == [3, 0, 1, 3, 0, 1]
+
+
 def test_nothing_to_rehearse():
     empty, none = Reservoir(3, 1), Reservoir(0, 1)
     assert empty.pick() is None

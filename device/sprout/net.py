@@ -87,7 +87,7 @@ def _short(name, sizes, room):
     short(name, sizes, room)
 
 
-def _run(memory, args, share):
+def _execute(memory, args, share):
     if share:
         return core.run(memory, args, share)
     return core.run(memory, args)
@@ -105,8 +105,16 @@ class Net:
     """
 
     def __init__(self, path, classes=None, batch=1, verify=True, scratch=None):
-        self._name, source, resident = open_blob(path)
+        gc.collect()  # what stays from here on lies low in the heap, the arena after it
         self._broken = False  # a call of the core, or a read, began and has not ended
+        self._args = array("i", [0] * _N_ARGS)
+        self._curve = array("i", bytes(4 * (_CURVE + 2 * _MOST_POINTS)))
+        self._memory = (None,) * 6
+        self._next_row, self._whole, self.input = 0, False, None
+        self._keeper = self._drift = None  # a Replay or a Guard; a Drift
+        self.rate = 0.002  # where the blob names none
+        self._start((), 0, 0)
+        self._name, source, resident = open_blob(path)
         head = read_header(self._name, source, verify)
         self._can_learn = head[4] & _CAN_LEARN
         self._n_tensors, self._n_ops, self._n_forward, x, y, logits = head[20:26]
@@ -123,24 +131,17 @@ class Net:
         )
         # save() writes the names, which are most of the meta section.
         room = max(_ROOM, 1024 + 4 * self.max_classes + 3 * head[13])
-        gc.collect()  # what stays from here on lies low in the heap, the arena after it
+        gc.collect()
         try:
             self.name, names, self._p0, rate = read_meta(self._name, source, head)
             self._named = self._checked(list(classes or names or map(str, range(n))))
+            self._odds = array("i", bytes(4 * self.max_classes))
         except MemoryError:
             _short(self._name, self._sizes, room + 64 * self.max_classes + 2 * head[13])
         # A ROMFS cannot be written: there, and for bytes, the current folder takes checkpoints.
         stem = self.name if resident else path[:-7] if path.endswith(".sprout") else path
         self._checkpoint = stem + ".ckpt"
-        self._args = array("i", [0] * _N_ARGS)
-        self._odds = array("i", bytes(4 * self.max_classes))
-        self._curve = array("i", bytes(4 * (_CURVE + 2 * _MOST_POINTS)))
-        # Attributes before the buffers: a dict that grows needs one piece of memory.
-        self._memory = (None,) * 6
-        self._next_row, self._whole, self.input = 0, False, None
-        self._keeper = self._drift = None  # a Replay or a Guard; a Drift
-        self.rate = rate
-        self._start(self._named, 0, 0)
+        self.rate = rate or self.rate
         names = None
         arena, trained, working, accum, program = _allocate(self._name, self._sizes, room)
         if resident:
@@ -167,7 +168,7 @@ class Net:
         Then predict(), learn(label=...) and so on take no frame of their own.
         """
         h, w, c = self.shape
-        row, self._next_row = self._next_row, 0
+        row, self._next_row, self._whole = self._next_row, 0, False
         if self._set_input(rows, row):
             trouble().wrong_rows(rows, row, self.shape)
         self._next_row = (row + len(rows) // (w * c)) % h
@@ -495,17 +496,7 @@ class Net:
     def _record(self, loss, hit):
         """Into the history; when it is full, every two points become one."""
         h = self._curve
-        h[_STEPS] += 1
-        h[_LOSSES] += (loss + 512) >> 10
-        h[_HITS] += hit
-        if h[_STEPS] < h[_EVERY]:
-            return
-        i = _CURVE + 2 * h[_POINTS]
-        h[i] = h[_LOSSES]
-        h[i + 1] = h[_HITS]
-        h[_STEPS] = h[_LOSSES] = h[_HITS] = 0
-        h[_POINTS] += 1
-        if h[_POINTS] == _MOST_POINTS:
+        if h[_POINTS] >= _MOST_POINTS:
             half = h[_POINTS] = _MOST_POINTS // 2
             if h[_EVERY] < _MOST_STEPS:
                 h[_EVERY] *= 2
@@ -517,6 +508,15 @@ class Net:
                 h[_BEFORE] += h[_EVERY] * half
                 for i in range(_CURVE, _CURVE + _MOST_POINTS):
                     h[i] = h[i + _MOST_POINTS]
+        h[_STEPS] += 1
+        h[_LOSSES] += (loss + 512) >> 10
+        h[_HITS] += hit
+        if h[_STEPS] >= h[_EVERY]:
+            i = _CURVE + 2 * h[_POINTS]
+            h[i] = h[_LOSSES]
+            h[i + 1] = h[_HITS]
+            h[_STEPS] = h[_LOSSES] = h[_HITS] = 0
+            h[_POINTS] += 1
 
     def _diverges(self):
         """Whether the last samples cost much more than guessing would."""
@@ -592,7 +592,7 @@ class Net:
         args[_MODE] = mode
         args[_CLASSES] = len(self.classes)
         # MicroPython looks for Ctrl-C at jumps, and there is none until a step is counted too.
-        code = _run(memory, args, native.share)
+        code = _execute(memory, args, native.share)
         steps *= not code
         args[_STEP] += steps
         self._pending += steps

@@ -1,8 +1,9 @@
 """Which samples a replay buffer keeps, and which of them comes next: a class-balanced reservoir.
 
-The rule is that of Chrysakis and Moens, "Online Continual Learning from Imbalanced Data" (ICML
-2020), algorithm 1.  The board and the host's benches run this very file, so it holds nothing but
-small integers.
+What is kept follows Chrysakis and Moens, "Online Continual Learning from Imbalanced Data" (ICML
+2020), algorithm 1.  What comes next is of the class that has waited longest, new samples counted:
+where one class comes again and again, it is the others that are rehearsed.  The board and the
+host's benches run this very file, so it holds nothing but small integers.
 """
 
 from array import array
@@ -21,6 +22,7 @@ class Reservoir:
         """capacity: slots. seed: equal seeds choose alike."""
         self.labels = array("h", b"\xff\xff" * capacity)
         self.kept, self.seen, self._full = array("i"), array("i"), bytearray()
+        self._turn = array("h")  # classes, the one that has waited longest first
         self.used = 0
         self._random = (seed ^ seed >> 30) & 0x3FFFFFFF or 1
         for _ in range(8):  # small seeds differ in few bits
@@ -32,6 +34,7 @@ class Reservoir:
         The slot counts as taken at once: set(slot, -1) if the sample could not be stored.
         """
         self._meet(label)
+        self._now(label)
         seen, kept = self.seen, self.kept
         if seen[label] < 0xFFFFF:  # from there on the newest samples count for more
             seen[label] += 1
@@ -51,18 +54,15 @@ class Reservoir:
         return slot
 
     def pick(self):
-        """The slot to rehearse next, None if all are empty: every class is as likely."""
+        """The slot to rehearse next, None if all are empty: any of the class whose turn it is."""
         if not self.used:
             return None
-        kept = self.kept
-        n = 0
-        for i in range(len(kept)):
-            n += kept[i] > 0
-        n = self._below(n)
-        label = 0
-        while n or not kept[label]:
-            n -= kept[label] > 0
-            label += 1
+        kept, turn = self.kept, self._turn
+        i = 0
+        while not kept[turn[i]]:
+            i += 1
+        label = turn[i]
+        self._now(label)
         return self._find(label, self._below(kept[label]))
 
     def set(self, slot, label):
@@ -104,6 +104,18 @@ class Reservoir:
             self.kept.append(0)
             self.seen.append(0)
             self._full.append(0)
+            self._turn.append(len(self._turn))
+
+    def _now(self, label):
+        """It was the turn of a class."""
+        turn = self._turn
+        i = 0
+        while turn[i] != label:
+            i += 1
+        while i < len(turn) - 1:
+            turn[i] = turn[i + 1]
+            i += 1
+        turn[i] = label
 
     def _largest(self):
         """A class with the most samples; it and its equals are full from now on."""

@@ -1,4 +1,4 @@
-"""What to say when something goes wrong: loaded when it does, and takes no RAM until then."""
+"""What to say when something goes wrong: loaded when it does, and gone when it is dealt with."""
 
 import sys
 
@@ -18,16 +18,16 @@ _E_READ = const(-12)
 _E_LABEL = const(-14)
 
 
-def wrong_core(wrong, core):
-    """Say what is wrong with sprout_core, and what this board needs."""
+def wrong_core(wrong, core, name="sprout_core"):
+    """Say what is wrong with a native module, and what this board needs."""
     if core and not hasattr(core, "__file__"):
-        text = "sprout_core in this firmware is %s: copy the package of the firmware's release"
-        raise ImportError(text % wrong)
-    raise ImportError("sprout_core.mpy is %s: %s" % (wrong, needed(sys.implementation)))
+        text = "%s in this firmware is %s: copy the package of the firmware's release"
+        raise ImportError(text % (name, wrong))
+    raise ImportError("%s.mpy is %s: %s" % (name, wrong, needed(sys.implementation, name)))
 
 
-def needed(implementation):
-    """Say which firmware this is and which sprout_core.mpy, or which other firmware, it needs."""
+def needed(implementation, name="sprout_core"):
+    """Say which firmware this is and which native module, or which other firmware, it needs."""
     mpy = getattr(implementation, "_mpy", 0)
     version = "%d.%d" % (mpy & 255, mpy >> 8 & 3)
     arch = _ARCHES.split()[mpy >> 10 & 15]
@@ -39,7 +39,7 @@ def needed(implementation):
     text = "this firmware takes .mpy %s for %s, " % (version, arch)
     if version != "6.3":
         text += "install MicroPython 1.23 to 1.29 (.mpy 6.3) and "
-    return text + "copy sprout_core_%s.mpy to the board as lib/sprout_core.mpy" % module
+    return text + "copy %s_%s.mpy to the board as lib/%s.mpy" % (name, module, name)
 
 
 def refused(name, code, op, detail, n_classes):
@@ -241,6 +241,11 @@ def same_on_flash(first, second):
     """Say that two classes cannot be told apart on flash."""
     text = "replay on flash cannot tell %r from %r: load() with another name for one of them"
     raise ValueError(text % (first, second))
+def wrong_frame(x, width, height, format, size):
+    """Say what a camera's frame is."""
+    found = size_of(x, "a frame is")
+    text = "a frame of %d x %d pixels in %s has %d bytes, not %d: give sprout.Frame() the camera's"
+    raise ValueError((text + " size and format") % (width, height, format, size, found))
 
 
 def wrong_rate(rate):

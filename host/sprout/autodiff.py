@@ -82,7 +82,6 @@ class _Reverse:
         self.gradients: list[Tensor] = []
         self.saved: dict[int, Tensor] = {}  # id(conv) -> what its weight update reads
         self.masks: dict[int, Tensor] = {}  # id(op) -> saturation mask, or argmax of a max pool
-        self.updates = 0
 
     def forward(self) -> list[Op]:
         """The forward operators, each with the mask its gradient needs and its trained input
@@ -121,13 +120,7 @@ class _Reverse:
     def emit(
         self, kind: str, inputs: list[Tensor], outputs: list[Tensor], op: Op, **attrs: object
     ) -> None:
-        """Append a backward operator that belongs to the forward operator ``op``.
-
-        Each update gets a number of its own: the stream of its random draws.
-        """
-        if kind.endswith("_update"):
-            self.updates += 1
-            attrs["key"] = self.updates
+        """Append a backward operator that belongs to the forward operator ``op``."""
         self.ops.append(Op(kind, inputs, outputs, attrs, op.params, op.name))
 
     def contribute(self, x: Tensor, dx: Tensor, op: Op) -> None:

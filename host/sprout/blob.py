@@ -23,7 +23,8 @@ offset  type     meaning
                  place or streamed
 64      u32 x 2  initial section: the first bytes of the trained parameters, as they lie in RAM
 72      u32 x 2  meta section: JSON for the board (``name``, ``classes``, ``input``, ``output``,
-                 ``logits``, ``latent``: see below)
+                 ``logits``, ``latent``: see below; perhaps ``rate``: the learning rate, a number,
+                 that suits the user's samples)
 80      u32 x 2  info section: JSON for the host (layer names, the plan, memory by part)
 88      u32      arena length in bytes
 92      u32      trained length in bytes
@@ -549,6 +550,9 @@ def _contradiction(b: Blob) -> str:
     classes = b.meta.get("classes", [])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return "its names of classes are none"
+    rate = b.meta.get("rate", 1.0)
+    if type(rate) not in (int, float) or not 1e-9 <= rate <= 1e9:
+        return "its learning rate is none"
     return ""
 
 

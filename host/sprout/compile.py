@@ -7,7 +7,6 @@ the table (see ``blob``).
 
 from __future__ import annotations
 
-import contextlib
 import math
 import pathlib
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import autodiff, blob, frontends, latent, memory, order, overwrite, passes, stream
+from . import autodiff, blob, frontends, latent, memory, overwrite, passes, stream
 from . import plan as plans
 from .frontends.head import replace_head
 from .graph import (
@@ -121,20 +120,9 @@ def compile_graph(
         graph = passes.drop_silent(graph, autodiff.wanting(graph))
     schedule = autodiff.differentiate(graph)
     if save:
-        schedule = overwrite.depthwise_gradients(_streamed(schedule, rows))
+        schedule = overwrite.depthwise_gradients(stream.group(schedule, rows))
     result = lower(schedule, gradient_bits, fractions, input_range)
     result.info["plan"] = str(plan)
-    return result
-
-
-def _streamed(schedule: autodiff.Schedule, rows: bool) -> autodiff.Schedule:
-    """Return the schedule with groups, in its own order or a better one: groups may like either
-    more."""
-    result = stream.group(schedule, rows)
-    reordered = order.reorder(schedule)
-    if reordered is not None:
-        with contextlib.suppress(SproutError):  # rows cannot be fed in this order
-            result = min(result, stream.group(reordered, rows), key=order.peak)
     return result
 
 
@@ -154,10 +142,10 @@ def input_table(graph: Graph, input_range: tuple[float, float] | None = None) ->
 
     The rule: real = low + pixel / 255 * (high - low), where (low, high) is the one of (-1, 1), (0,
     1) and (0, 255) that the input's own quantised range comes closest to.  Where a pixel is one
-    LSB, the table is pixel - 128.
+    LSB, the table is pixel - 128.  With an ``input_range`` any input takes pixels.
     """
     x = graph.input
-    if x.shape[2] not in (1, 3) or x.shape[0] < 2 or x.shape[1] < 2:
+    if input_range is None and (x.shape[2] not in (1, 3) or x.shape[0] < 2 or x.shape[1] < 2):
         return None
     pixel = np.arange(256)
     low, high = x.scale * (-128 - x.zero_point), x.scale * (127 - x.zero_point)
@@ -193,6 +181,7 @@ class _Lowering:
             tuple[int, str], tuple[int, int]
         ] = {}  # (conv, kind) -> trained, accumulator offset
         self.records: dict[int, int] = {}  # conv -> offset of its forward records
+        self.keys = 0
         self.scratch = DEFAULT_SCRATCH
         self.layer_bits: dict[int, int] = {}  # conv -> magnitude bits of the gradient entering it
         self.tensors: list[Tensor] = []
@@ -245,19 +234,6 @@ class _Lowering:
                 self.initial += bytes((values.size + 7) // 8 * 4)  # two to a byte
             self.accum_len += (values.size * (4 if kind == "bias" else 2) + 3) // 4 * 4
         return self.places[conv, kind][0]
-
-    def place_trained(self, op: Op) -> tuple[int, int]:
-        """Return the trained offsets of a convolution's bias and weight, -1 for what is frozen."""
-        weight, channels = op.params["weight"], op.attrs["train_channels"]
-        b_at = w_at = -1
-        if op.attrs["train_bias"]:
-            b_at = self.place(op, "bias", op.params["bias"])
-        if op.attrs["train_weight"]:
-            part = weight
-            if channels is not None:
-                part = weight[channels] if op.kind == "depthwise" else weight[..., channels]
-            w_at = self.place(op, "weight", part)
-        return b_at, w_at
 
     def update_table(self, reals: np.ndarray, scales: np.ndarray) -> int:
         """Write (Q30 mantissa, exponent) of each channel's step factor; dead channels get the
@@ -312,7 +288,14 @@ class _Lowering:
                 f"depthwise layer {op.name} has a window of {weight.shape[1]} x {weight.shape[2]} "
                 f"and {MAX_DEPTHWISE_TAPS} taps are the most; use a smaller kernel."
             )
-        b_at, w_at = self.place_trained(op)
+        w_at = b_at = -1
+        if op.attrs["train_bias"]:
+            b_at = self.place(op, "bias", op.params["bias"])
+        if op.attrs["train_weight"]:
+            part = weight
+            if channels is not None:
+                part = weight[channels] if op.kind == "depthwise" else weight[..., channels]
+            w_at = self.place(op, "weight", part)
         records = self.forward_records(op)
         return [
             *self.geometry(weight.shape[1:3], op.attrs), op.attrs["act_min"], op.attrs["act_max"],
@@ -477,6 +460,11 @@ class _Lowering:
             self.input_grad_shift(op),
         ]  # fmt: skip
 
+    def key(self) -> int:
+        """A number of its own for each update: the stream of its random draws."""
+        self.keys += 1
+        return self.keys
+
     def bias_update(self, op: Op) -> list[int]:
         """BIAS_UPDATE, its steps scaled by 1 / (x_scale * weight_scale)**2."""
         scales = op.params["weight_scales"].astype(np.float64)
@@ -484,7 +472,7 @@ class _Lowering:
             1.0 / np.maximum(op.attrs["x_scale"] * scales, 1e-30) ** 2, scales
         )
         trained, accum = self.places[op.attrs["conv_index"], "bias"]
-        return [trained, table, accum, op.attrs["key"]]
+        return [trained, table, accum, self.key()]
 
     def conv_weight_update(self, op: Op) -> list[int]:
         """CONV_WEIGHT_UPDATE and DEPTHWISE_WEIGHT_UPDATE, steps scaled by 1 / weight_scale**2."""
@@ -503,7 +491,7 @@ class _Lowering:
             index = self.index_list(op.attrs["train_channels"])
         return [
             *self.geometry(weight.shape[1:3], op.attrs),
-            trained, table, accum, op.attrs["key"], *index, fraction,
+            trained, table, accum, self.key(), *index, fraction,
         ]  # fmt: skip
 
     depthwise_weight_update = conv_weight_update
@@ -541,9 +529,6 @@ class _Lowering:
         spans = memory.lifetimes(self.schedule)
         buffers = list(spans.values())
         arena = memory.place(buffers)
-        convs = (op for op in self.ops if op.kind in ("conv", "depthwise"))
-        for op in sorted(convs, key=lambda op: op.attrs["conv_index"]):
-            self.place_trained(op)  # in the order of the layers, whatever that of the operators
         rows: list[blob.BlobOp] = []
         for step, op in enumerate(self.ops):
             p = self.stream(op, step) if op.kind == "stream" else getattr(self, op.kind)(op)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -119,8 +118,9 @@ def learns_text(blob: blobs.Blob) -> str:
         return f"learns nothing, it only predicts: {forward:,} MACs"
     kinds = [t["kind"] for t in info["trained"]]
     weights, biases = _count(kinds.count("weight"), "layer"), kinds.count("bias")
+    rate = f" at rate {blob.meta['rate']:g}" if "rate" in blob.meta else ""
     return (
-        f"learns {info['plan']}: weights of {weights} and biases of {biases}; "
+        f"learns {info['plan']}{rate}: weights of {weights} and biases of {biases}; "
         f"{forward:,} MACs forward, {backward:,} backward"
     )
 
@@ -233,7 +233,9 @@ def kind_of(tensor: dict[str, Any], n_forward: int) -> str:
 def new_figure(width: float, height: float) -> Any:
     """Return an empty matplotlib Figure of a size in inches."""
     # In the home directory it would leave its caches; pyplot would look for a window system.
-    os.environ.setdefault("MPLCONFIGDIR", str(Path(__file__).parents[2] / "build" / "matplotlib"))
+    from native_modules import build
+
+    os.environ.setdefault("MPLCONFIGDIR", str(build.BUILD / "matplotlib"))
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -101,11 +101,15 @@ def learn(
     seed: int,
     batch: int = 1,
     after: Callable[[int], Any] | None = None,
+    *,
+    decay: bool = True,
+    step: int = 0,
 ) -> Array:
     """Learn from pictures in ``order``, the rate falling from ``rate`` to zero; return the loss
     (nats) before each step, float64.
 
-    ``after`` is called with the number of samples seen.
+    ``after`` is called with the number of samples seen.  Without ``decay`` the rate stays;
+    ``step`` steps were made before these.
     """
     order = list(order)
     mantissa, exponent = rate_parts(rate)
@@ -114,7 +118,8 @@ def learn(
         inputs.put(engine.arena, i)
         run = engine.run_ops(
             inputs.cut, len(engine.blob.ops), LEARN, label=int(labels[i]),
-            rate=(rate_at(mantissa, t, len(order)), exponent), seed=seed, step=t,
+            rate=(rate_at(mantissa, t, len(order)) if decay else mantissa, exponent), seed=seed,
+            step=step + t,
         )  # fmt: skip
         losses[t] = run.loss_q16 / 65536
         if batch > 1 and (t + 1) % batch == 0:
