@@ -66,6 +66,8 @@ def write(path, blob, name, classes, step, seed, trained):
             _forget(target)  # littlefs keeps old bytes until all the new ones are there
             _put(target, fat, parts)
     except OSError as e:
+        if not fat:
+            _forget(target)
         trouble().not_written(path, e, size)
     if _examine(target)[:2] != (_GOOD, number):
         trouble().not_kept(target)

@@ -110,27 +110,31 @@ class Ring:
     def __len__(self):
         return self._n
 
-    def read(self, slot, buffer):
-        """Read a record into buffer; returns its label, -1 where there is none.
+    def read(self, slot, *parts):
+        """Read a record into the parts, one after the other; returns its label, -1 where there is
+        none.
 
-        buffer: record_bytes long. A record that turns out to be damaged is dropped.
+        A record that turns out to be damaged is dropped.
         """
         label = self.labels[slot]
-        if len(buffer) != self.record_bytes:
-            trouble().wrong_record(label, len(buffer), self.record_bytes)
+        size = sum(map(len, parts))
+        if size != self.record_bytes:
+            trouble().wrong_record(label, size, self.record_bytes)
         if label < 0:
             return -1
         fields = bytearray(_FIELDS)
         try:
             file = self._use(slot // self._per, False)
             file.seek(slot % self._per * self._size)
-            whole = file.readinto(fields) == _FIELDS and file.readinto(buffer) == len(buffer)
+            whole = file.readinto(fields) == _FIELDS
+            crc = crc32(memoryview(fields)[4:], self._salt)
+            for part in parts:
+                whole = whole and file.readinto(part) == len(part)
+                crc = crc32(part, crc)
         except OSError:
             whole = False
-        if whole:
-            fields = memoryview(fields)
-            if crc32(buffer, crc32(fields[4:], self._salt)) == struct.unpack("<I", fields)[0]:
-                return label
+        if whole and crc == struct.unpack_from("<I", fields)[0]:
+            return label
         self._put(slot, -1)
         self.dropped += 1
         return -1
@@ -168,6 +172,18 @@ class Ring:
             return False
         self._put(slot, label)
         return True
+
+    def erase(self, slot):
+        """Drop a record."""
+        if self.labels[slot] < 0:
+            return
+        self._put(slot, -1)
+        try:
+            file = self._use(slot // self._per, True)
+            file.seek(slot % self._per * self._size)
+            file.write(bytes(_FIELDS))
+        except OSError as e:
+            self._full(e)
 
     def flush(self):
         """Return when all records are on flash; False where it is full, as write() does."""

@@ -100,7 +100,7 @@ def learn(
     blob = blobs.read(path.read_bytes(), str(path))
     if not blob.flags & blobs.FLAG_LEARNS:
         raise SproutError(f"{path} learns nothing: compile it with --plan last or a larger plan.")
-    rate = DEFAULT_RATE if rate is None else rate
+    rate = blob.meta.get("rate", DEFAULT_RATE) if rate is None else rate
     rate_parts(rate)  # complains
     if samples is not None:
         if samples > len(train):
