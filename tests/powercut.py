@@ -318,6 +318,12 @@ class Life:
         self.known = {}  # stamp of the record in a slot
         self.open = {}  # slot: stamps written since the last flush
         self.stamp = 0
+        board = Board(kind, bytearray(self.data))
+        net = load()
+        for _ in range(4):
+            net.save()
+        board.off()
+        self.reach = 50 + board.flash.n // 2  # writes of two saves and some samples
 
     def random(self, below):
         self.seed = (self.seed * 1103515245 + 12345) & 0x7FFFFFFF
@@ -325,7 +331,7 @@ class Life:
 
     def go(self, mode, result):
         """From a restart to a power cut at a random write."""
-        board = Board(self.kind, self.data, 1 + self.random(150), mode, self.seed)
+        board = Board(self.kind, self.data, 1 + self.random(self.reach), mode, self.seed)
         try:
             net = load()
             found = restored(net)

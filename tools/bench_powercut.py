@@ -97,9 +97,9 @@ def cut_lines(small: bytes, other: bytes, cuts: int) -> dict[str, dict[str, Any]
             counts = [f"{found[c]:,}" if c in found else "" for c in columns]
             rows.append([system, name, *counts, f"{found['seconds']:.0f}"])
             print(*rows[-1], sep="  ", flush=True)
-    header = ["", "", "cuts", "saves", "steps", "samples", "fell back", "losses", "samples lost"]
+    header = ["cuts", "saves", "steps", "samples", "cut while saving", "losses", "samples lost"]
     print()
-    common.print_table([*header, "s"], rows)
+    common.print_table(["", "", *header, "s"], rows)
     return results
 
 
