@@ -84,6 +84,7 @@ def cut_lines(small: bytes, other: bytes, cuts: int) -> dict[str, dict[str, Any]
         ("every write, ring", small, {"what": "ring"}),
         ("every write, save, person", other, {"what": "save", "first": 3}),
         ("random", small, {"what": "random", "n": cuts, "seed": 1}),
+        ("random, net.replay()", small, {"what": "replay", "n": cuts // 10, "seed": 4}),
         ("random, person", other, {"what": "random", "n": cuts // 20, "seed": 2}),
     ]
     garbled = {"what": "random", "n": cuts // 10, "seed": 3, "garbled": True}
