@@ -5,8 +5,9 @@
     python native_modules/build.py host [-o build/libsprout.so]
 
 `pip install ziglang` is the whole toolchain, but for xtensawin, whose own is made by
-tools/xtensa_toolchain.py. Everything is written under build/, Zig's caches included, and nothing
-is compiled again while sources and flags stay the same.
+tools/xtensa_toolchain.py. Everything is written under build/, Zig's caches included, or to the
+user's cache where there is no checkout; nothing is compiled again while sources and flags stay the
+same.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from native_modules import mpy
 
 HERE = Path(__file__).resolve().parent
-BUILD = HERE.parent / "build"
+
+
+def _build_folder() -> Path:
+    if (HERE.parent / "Makefile").exists():
+        return HERE.parent / "build"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sprout")
+
+
+BUILD = _build_folder()
 CORE = HERE / "core"
 SHELL = HERE / "shell"
 FRAME = HERE / "frame"
@@ -404,6 +413,15 @@ def frame_sources() -> list[Path]:
 def build_frame(arch: str, out: Path | None = None) -> Path:
     """Builds the kernel of sprout.Frame as a native module of its own; returns its path."""
     return build_module(frame_sources(), arch, out or BUILD / f"sprout_frame_{arch}.mpy")
+
+
+def find_natmod(arch: str) -> Path:
+    """The committed module where it is made of these sources, else one built now."""
+    path = PREBUILT / "manifest.json"
+    entry = json.loads(path.read_text())["modules"].get(arch) if path.exists() else None
+    if entry and entry["source_digest"] == source_digest(arch):
+        return PREBUILT / str(entry["file"])
+    return build_natmod(arch)
 
 
 def operators_of(blob: Path) -> set[int]:

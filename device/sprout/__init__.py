@@ -15,6 +15,7 @@ gc.threshold(1024)
 from .net import Net, load  # noqa: E402
 
 gc.threshold(_threshold)
+del gc, _threshold
 
 
 def cores(n=None):
@@ -41,5 +42,12 @@ def Frame(width, height, format, net, mirror=False, flip=False):
     return Frame(width, height, format, net, mirror, flip)
 
 
-__all__ = ("Frame", "Net", "cores", "load")
+def help(name=None):
+    """Say what there is, or all about one name."""
+    from .manual import show
+
+    show(name)
+
+
+__all__ = ("Frame", "Net", "cores", "help", "load")
 __version__ = "0.1.0"

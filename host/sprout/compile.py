@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import autodiff, blob, frontends, memory, overwrite, passes, stream
+from . import autodiff, blob, frontends, latent, memory, overwrite, passes, stream
 from . import plan as plans
 from .frontends.head import replace_head
 from .graph import (
@@ -578,8 +578,29 @@ class _Lowering:
             "output": _quantisation(graph.output),
             "logits": _quantisation(graph.logits) | {"p0": probability_factor(graph.logits.scale)},
         }
+        head = self.head_rows()
+        if head:
+            result.meta["head"] = head
         result.info = self.info(spans, result)
+        result.meta["latent"] = [
+            [cut, [[offset, length] for _, offset, length in alive]]
+            for cut, alive in latent.points(result)
+        ]
         return result
+
+    def head_rows(self) -> list[list[int]]:
+        """Return ``head`` of the meta section (see ``blob``), empty where rows of the last layer
+        differ in more than what they learn. A last layer learns as a whole or not at all."""
+        op = self.graph.convs[-1]
+        same = op.outputs[0].root() is self.graph.logits.root()
+        if not (same and op.attrs["train_weight"] and np.ptp(op.params["weight_scales"]) == 0):
+            return []
+        conv, row = op.attrs["conv_index"], op.params["weight"][0].size
+        (weight, sums), (bias, bias_sums) = (self.places[conv, k] for k in ("weight", "bias"))
+        parts = [[0, weight, 8 * row], [1, sums, 16 * row], [0, bias, 32], [1, bias_sums, 32]]
+        if (conv, "fraction") in self.places:
+            parts.append([0, self.places[conv, "fraction"][0], 4 * row])
+        return parts
 
     def info(self, spans: dict[int, memory.Buffer], b: blob.Blob) -> dict[str, Any]:
         """Return what ``sprout inspect`` shows."""
