@@ -164,6 +164,7 @@ def test_gains_are_made_to_rise_with_what_learns():
     found = Contributions(
         {},
         [50.0],
+        0,
         {2: gain(1.0), 3: gain(4.0), 4: gain(2.0)},
         {(7, half): gain(1.0), (7, eighth): gain(2.0), (8, half): gain(-1.0)},
     )
@@ -179,6 +180,7 @@ def test_gains_follow_the_loss_which_is_less_noisy():
     found = Contributions(
         {},
         [50.0],
+        0,
         {2: Gain(3.0, 0.0, [3.0], 0.1), 3: Gain(1.0, 0.0, [1.0], 0.1)},
         {(7, half): Gain(0.0, 0.0, [0.0], 0.0), (8, half): Gain(-1.0, 0.0, [-1.0], 0.0)},
     )
@@ -205,7 +207,7 @@ def elimination_case():
     whole = Fraction(1)
     weights = {(i, whole): gain(float(i)) for i in range(4)}
     return Footprint(residual_net()), Contributions(
-        {}, [50.0], {3: gain(1.0), 5: gain(2.0)}, weights
+        {}, [50.0], 0, {3: gain(1.0), 5: gain(2.0)}, weights
     )
 
 

@@ -1,7 +1,9 @@
 """Chooses what learns: the best plan under a budget of RAM and of multiplications a step.
 
 Gains add up to first order ('On-Device Training Under 256KB Memory', equation 3): the gain of the
-last K biases and of each part of a weight, measured (``analyze``) or by a rule (``rule``).  Memory
+last K biases and of each part of a weight, measured (``analyze``) or by a rule (``rule``).
+Weights gain less together than one by one, and how much less only training tells: ``trials`` gives
+the optimum for each of some shares, and the one that trains best is taken (``winner``).  Memory
 does not add up: the arena is the peak over the whole schedule of saved activations, masks,
 gradients and row buffers.  Within a case (``footprint``) it is the greatest of sums that are
 linear in the choices, so ``best`` poses a mixed-integer programme for each case and lets HiGHS
@@ -25,13 +27,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import blob as blobs
-from .analyze import Bench, Contributions, Gain, accuracies
+from .analyze import Bench, Contributions, Gain, Results, accuracies, mean_loss
 from .blob import Blob
 from .compile import DEFAULT_SCRATCH
 from .footprint import Base, Case, Cost, Footprint, Key, Piece, Weight, measured
@@ -44,6 +46,9 @@ TIE = 1e-3
 
 PATIENCE = 6
 """Plans that are compiled and do not fit before the search allows itself fewer bytes."""
+
+SHARES = (1.0, 0.5, 0.25)
+"""What weights gain together, as shares of the sum of what each gains: those that are tried."""
 
 DECAY, BIAS, DEPTHWISE = 0.97, 1 / 16, 1 / 16
 """The numbers of ``rule``."""
@@ -65,8 +70,8 @@ class Gains:
         return biases + sum(self.weights[key] for key in plan.weights.items())
 
 
-def from_analysis(found: Contributions) -> Gains:
-    """Return measured gains in points, freed from most of their noise.
+def from_analysis(found: Contributions, share: float = 1.0) -> Gains:
+    """Return measured gains in points, freed from most of their noise, of weights ``share`` of it.
 
     A few hundred held-out answers tell accuracies apart to about a point, and that is what whole
     layers are worth.  Their loss tells more: the gain of a candidate is how much it lowers the
@@ -95,7 +100,7 @@ def from_analysis(found: Contributions) -> Gains:
     for i in sorted({i for i, _ in found.weights}):
         keys = sorted(key for key in found.weights if key[0] == i)
         weights |= dict(zip(keys, rising([found.weights[key] for key in keys]), strict=True))
-    return Gains(biases, weights)
+    return Gains(biases, {key: share * gain for key, gain in weights.items()})
 
 
 def rule(network: Footprint) -> Gains:
@@ -365,6 +370,32 @@ def best(
         + (f", --step-mmac {macs:,} MACs" if macs is not None else "")
         + "; allow more, or let frames arrive by rows (--rows)."
     )
+
+
+def trials(
+    network: Footprint,
+    found: Contributions,
+    ram: int,
+    macs: int | None = None,
+    build: Callable[[UpdatePlan], Blob] | None = None,
+    report: Reporter | None = None,
+) -> list[Choice]:
+    """Return the optimum for each of ``SHARES``, each plan once: one leans on weights, another on
+    biases.  Raises SproutError as ``best`` does."""
+    choices: list[Choice] = []
+    for share in SHARES:
+        choice = best(network, from_analysis(found, share), ram, macs, build, report)
+        if choice.plan not in [other.plan for other in choices]:
+            choices.append(choice)
+    return choices
+
+
+def winner(choices: Sequence[Choice], results: Results) -> Choice:
+    """Return the choice with the least held-out loss among ``results`` by plan, mean of the seeds;
+    if there is but one, that."""
+    if len(choices) == 1:
+        return choices[0]
+    return min(choices, key=lambda choice: mean_loss(results[str(choice.plan)]))
 
 
 def eliminate(
