@@ -12,7 +12,7 @@ from .. import blob as blobs
 from ..engine import Engine
 from ..graph import SproutError
 from ..schedule import rate_parts
-from . import install
+from . import install, package
 from .install import Probe
 from .wire import BoardError, Session
 
@@ -118,7 +118,7 @@ def examine(
 
 
 def _package(session: Session, probe: Probe, arch: str) -> Line:
-    files = {f"{probe.lib}/{name}": data for name, data in install.library(arch).items()}
+    files = {f"{probe.lib}/{name}": data for name, data in package.files(arch).items()}
     sizes = probe.sizes()
     other = [
         name

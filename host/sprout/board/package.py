@@ -13,12 +13,19 @@ from . import sim
 from native_modules import build  # isort: skip  # places has put it on the path
 
 
+def native_modules(arch: str) -> dict[str, Path]:
+    """Return the native modules for an architecture by their names on a board."""
+    committed = sorted(build.PREBUILT.glob(f"*_{arch}.mpy"))
+    found = {file.name.replace(f"_{arch}.mpy", ".mpy"): file for file in committed}
+    return found | {"sprout_core.mpy": sim.native_module(arch)}
+
+
 def files(arch: str) -> dict[str, bytes]:
     """Return what goes into a board's lib/: names and contents of the device package, precompiled,
-    and the native module for ``arch``."""
+    and the native modules for ``arch``."""
     package = sorted((sim.library() / "sprout").glob("*.mpy"))
     found = {f"sprout/{file.name}": file.read_bytes() for file in package}
-    return found | {"sprout_core.mpy": sim.native_module(arch).read_bytes()}
+    return found | {name: file.read_bytes() for name, file in native_modules(arch).items()}
 
 
 def write_mip(folder: Path, arch: str) -> Path:
