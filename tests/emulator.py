@@ -152,7 +152,6 @@ def missing(name: str) -> str:
     return Xtensa.missing() if CPUS[name].family == "xtensa" else ""
 
 
-
 def emulate(
     name: str, module: Path | None = None, edge: str = "end", halves: bool = False
 ) -> Machine:
@@ -167,7 +166,6 @@ def emulate(
     machine = kind(name, module, edge)
     machine.halves = halves
     return machine
-
 
 
 class Processor(Machine):

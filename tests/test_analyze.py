@@ -140,7 +140,8 @@ def count_work(monkeypatch):
 
     def here(work, job, scheduler=None):
         for i, arguments in enumerate(work):
-            done.extend((text, arguments[2]) for text in arguments[1])
+            if job is analyze.measure:
+                done.extend((text, arguments[2]) for text in arguments[1])
             yield i, job(*arguments)
 
     monkeypatch.setattr(analyze, "spread", here)
@@ -157,7 +158,7 @@ def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def interrupted(work, job, scheduler=None):
         for n, item in enumerate(here(work, job)):
-            if n == 3:
+            if n == 3 and job is analyze.measure:
                 raise KeyboardInterrupt
             yield item
 
@@ -225,9 +226,9 @@ def test_a_cluster_loses_nothing_when_a_worker_is_killed(tmp_path, monkeypatch):
     with distributed.LocalCluster(**options, local_directory=str(tmp_path)) as cluster:
 
         def killing(work, job, scheduler):
-            assert len(work) > 8
+            assert job is analyze.freeze or len(work) > 8
             for n, item in enumerate(real(work, job, scheduler)):
-                if n == 1:
+                if n == 1 and job is analyze.measure:
                     victim = next(iter(cluster.workers.values()))
                     killed.append(victim.process.pid)
                     os.kill(victim.process.pid, signal.SIGKILL)

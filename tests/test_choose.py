@@ -164,6 +164,7 @@ def test_gains_are_made_to_rise_with_what_learns():
     found = Contributions(
         {},
         [50.0],
+        0,
         {2: gain(1.0), 3: gain(4.0), 4: gain(2.0)},
         {(7, half): gain(1.0), (7, eighth): gain(2.0), (8, half): gain(-1.0)},
     )
@@ -179,12 +180,38 @@ def test_gains_follow_the_loss_which_is_less_noisy():
     found = Contributions(
         {},
         [50.0],
+        0,
         {2: Gain(3.0, 0.0, [3.0], 0.1), 3: Gain(1.0, 0.0, [1.0], 0.1)},
         {(7, half): Gain(0.0, 0.0, [0.0], 0.0), (8, half): Gain(-1.0, 0.0, [-1.0], 0.0)},
     )
     gains = choose.from_analysis(found)
     assert gains.biases == pytest.approx({2: 2.0, 3: 2.0})
     assert gains.weights == pytest.approx({(7, half): 0.0, (8, half): 0.0})
+
+
+def results(losses):
+    return {plan: [{"right": 1, "of": 1, "loss": loss}] for plan, loss in losses.items()}
+
+
+def test_plans_with_many_biases_are_tried_too():
+    """A weight that is worth more than biases leaves no room for them; training may disagree."""
+    network = Footprint(residual_net())
+
+    def gain(loss):
+        return Gain(10 * loss, 0.0, [10 * loss], loss)
+
+    biases = {k: gain(0.01 * k) for k in range(2, 6)}
+    found = Contributions({}, [50.0], 5, biases, {(3, Fraction(1)): gain(1.0)})
+    ram = max(network.cost(plans.parse(text, 5)).ram for text in ("3:1", "b4"))
+    assert network.cost(plans.parse("b4,3:1", 5)).ram > ram
+    choices = choose.trials(network, found, ram)
+    assert 3 in choices[0].plan.weights
+    assert max(choice.plan.biases for choice in choices) >= 3
+    assert len({str(choice.plan) for choice in choices}) == len(choices) > 1
+    assert all(choice.cost.ram <= ram for choice in choices)
+    losses = {str(choice.plan): 1.0 - i for i, choice in enumerate(choices)}
+    assert choose.winner(choices, results(losses)) is choices[-1]
+    assert choose.winner(choices[:1], {}) is choices[0]
 
 
 class FakeBench:
@@ -205,7 +232,7 @@ def elimination_case():
     whole = Fraction(1)
     weights = {(i, whole): gain(float(i)) for i in range(4)}
     return Footprint(residual_net()), Contributions(
-        {}, [50.0], {3: gain(1.0), 5: gain(2.0)}, weights
+        {}, [50.0], 0, {3: gain(1.0), 5: gain(2.0)}, weights
     )
 
 

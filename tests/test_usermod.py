@@ -73,7 +73,8 @@ def make_variables() -> tuple[list[Path], str]:
 def compile_all(sources: list[Path], arch: str, folder: Path, *flags: str) -> list[Path]:
     """Compiles C files against the contract into a new folder; returns the objects in order."""
     folder.mkdir()
-    names = [*build.find_names([build.SHELL / "shell.c"]), "sprout_core", "__name__"]
+    shells = [build.SHELL / "shell.c", build.FRAME / "module.c"]
+    names = [*build.find_names(shells), "sprout_core", "sprout_frame", "__name__"]
     rows = "".join(f"    MP_QSTR_{name},\n" for name in names)
     (folder / "names.h").write_text(f"enum {{\n{rows}}};\n")
     objects = [folder / f"{i}.o" for i in range(len(sources))]
@@ -90,7 +91,8 @@ def link(objects: list[Path], arch: str, folder: Path) -> set[str]:
     externals = [*functions, "mp_type_module", "mp_type_dict", "mp_type_fun_builtin_var"]
     known = [f"--defsym={name}=0x1000" for name in [*externals, "mp_const_none_obj"]]
     out = folder / "module.elf"
-    options = ["--gc-sections", "-e", "sprout_core_module", *known, "-o", out]
+    entries = ["-e", "sprout_core_module", "-u", "sprout_frame_module"]
+    options = ["--gc-sections", *entries, *known, "-o", out]
     build.ALL_TOOLCHAINS[arch].link([*options, *objects])
     return functions_of(out)
 
@@ -101,7 +103,8 @@ def functions_of(program: Path) -> set[str]:
 
 def test_make_lists_every_source_and_one_folder_of_headers():
     sources, flags = make_variables()
-    assert sorted(sources) == sorted([*build.CORE.rglob("*.c"), build.SHELL / "shell.c"])
+    own = [*build.CORE.rglob("*.c"), *build.FRAME.glob("*.c"), build.SHELL / "shell.c"]
+    assert sorted(sources) == sorted(own)
     assert flags == f"-I{USERMOD}"
 
 
@@ -118,7 +121,7 @@ def test_needs_nothing_but_the_contract(arch, tmp_path):
         plain += [] if source in kernels else [out]
         fitting += [out] if source not in kernels or source.parent.name == own else []
     linked = link([*helpers, *objects], arch, tmp_path)
-    assert {"sprout_core_module", "sprout_run", "sp_conv_block"} <= linked
+    assert {"sprout_core_module", "sprout_run", "sp_conv_block", "sprout_frame"} <= linked
     assert linked == link(fitting, arch, tmp_path)
     assert (linked == link(plain, arch, tmp_path)) == (not own)
     empty = compile_all(kernels, arch, tmp_path / "empty", "-DSPROUT_PLAIN_KERNELS")

@@ -33,9 +33,10 @@ BUILD = ROOT / "build"
 sys.path[:0] = [str(ROOT / "host"), str(ROOT)]
 
 from sprout import compile as compiler  # noqa: E402
-from sprout import frontends, passes  # noqa: E402
+from sprout import frontends, logmel, passes  # noqa: E402
 from sprout import plan as plans  # noqa: E402
 from sprout.blob import Blob  # noqa: E402
+from sprout.data import fit  # noqa: E402
 from sprout.engine import LEARN, Engine, load_library  # noqa: E402
 from sprout.frontends.head import replace_head  # noqa: E402
 from sprout.graph import Graph  # noqa: E402
@@ -52,9 +53,17 @@ FOLDER = "bench-accuracy"
 CIFAR = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-CLASSES = {"person": ("no_person", "person"), "cifar10": CIFAR}
-TRAIN = {"person": (4000, 3), "cifar10": (10000, 2)}
+CLASSES = {
+    "person": ("no_person", "person"),
+    "cifar10": CIFAR,
+    "digits": tuple(str(digit) for digit in range(10)),
+}
+TRAIN = {"person": (4000, 3), "cifar10": (10000, 2), "digits": (1000, 8)}
 """Samples and epochs; the samples are the first of the training set."""
+
+TEST_TAKES = 15
+"""Of the 50 recordings of each digit by each speaker, the first, which nobody learns: the speakers
+of the test are known, their recordings are not."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -76,7 +85,10 @@ class Samples:
 
 
 def load(name: str, limit: int | None = None) -> tuple[Samples, list[str]]:
-    """Return the first ``limit`` pictures of a set of ../shared/data, 128x128, and its classes."""
+    """Return the first ``limit`` pictures of a set of ../shared/data, 128x128, and its classes.
+
+    ``digits_train`` and ``digits_test`` are spoken digits as pictures (``sprout.logmel``).
+    """
     path = SHARED / "data" / "load.py"
     if not path.exists():
         sys.exit(f"{path} is missing: this bench measures on the data of ../shared.")
@@ -84,8 +96,22 @@ def load(name: str, limit: int | None = None) -> tuple[Samples, list[str]]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if name.startswith("digits"):
+        return digits(name.endswith("test"))[:limit], list(CLASSES["digits"])
     x, y, classes = module.images(name, limit, SIZE)
     return Samples(x, y), classes
+
+
+def digits(test: bool) -> Samples:
+    """Return the spoken digits that are learned or tested, those of a training set shuffled."""
+    with np.load(SHARED / "data" / "spoken_digits.npz") as file:
+        pcm, ends, y = file["pcm"], file["offsets"], file["y"].astype(np.int64)
+        numbers = np.flatnonzero((file["take"] < TEST_TAKES) == test)
+    if not test:
+        numbers = np.random.default_rng(0).permutation(numbers)
+    shape = (SIZE, SIZE, 3)
+    x = [fit(logmel.picture(pcm[ends[i] : ends[i + 1]]), shape) for i in numbers]
+    return Samples(np.stack(x), y[numbers])
 
 
 class Dataset:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import sys
 
 from micropython import const
 
@@ -10,19 +11,20 @@ from .native import core
 
 HEADER = const(128)
 _HASHED_FROM = const(48)
-_CHUNK = const(1024)
+_CHUNK = const(512)
 
 
 def trouble():
-    """The module that raises errors, which takes RAM only where there is one."""
+    """The module that raises errors, which takes RAM only until one is dealt with."""
     from . import trouble
 
+    del sys.modules[trouble.__name__], sys.modules["sprout"].trouble
     return trouble
 
 
 def open_blob(path):
     """(name, source, resident): where memory holds the blob (bytes, a ROMFS), source is a
-    memoryview of it, else the open file."""
+    memoryview of it, else the open file. What is not in the current folder may be in a ROMFS."""
     if not isinstance(path, str):
         try:
             return "the blob", memoryview(path), True
@@ -31,6 +33,11 @@ def open_blob(path):
     try:
         file = open(path, "rb")
     except OSError as e:
+        if not path.startswith("/"):
+            try:
+                return open_blob("/rom/" + path)
+            except OSError:
+                pass
         raise OSError("%s cannot be opened (%s): copy it to the board" % (path, e)) from None
     try:
         return path, memoryview(file), True
@@ -82,13 +89,25 @@ def read_header(name, source, verify):
     return head
 
 
-def read_meta(name, source, head):
-    """(name, names of classes, p0 of the probabilities) from the JSON of the meta section."""
+def read_json(name, source, at, length):
+    """The meta section, a dict."""
     try:
-        raw = bytearray(head[13])
-        read_at(source, head[12], raw)
+        raw = bytearray(length)
+        read_at(source, at, raw)
         meta = json.loads(raw)
+        if isinstance(meta, dict):
+            return meta
+    except ValueError:
+        pass
+    trouble().damaged(name, "its meta section cannot be read")
+
+
+def read_meta(name, source, head):
+    """(name, classes, p0 of the probabilities, learning rate or 0) from the meta section."""
+    meta = read_json(name, source, head[12], head[13])
+    try:
         p0 = meta.get("logits", {}).get("p0", 0)
-        return str(meta.get("name", "net")), list(meta.get("classes", ())), int(p0)
+        names = list(meta.get("classes", ()))
+        return str(meta.get("name", "net")), names, int(p0), float(meta.get("rate", 0))
     except (ValueError, TypeError, AttributeError, OverflowError):
         trouble().damaged(name, "its meta section cannot be read")

@@ -14,6 +14,7 @@ _HEAD_LEN = const(88)
 _HASHED_FROM = const(40)
 _VERSION = const(2)
 _ENOENT = const(2)
+_EEXIST = const(17)
 _EINVAL = const(22)
 _ENOSPC = const(28)
 _SECTOR = const(512)
@@ -62,9 +63,11 @@ def write(path, blob, name, classes, step, seed, trained):
         except OSError as e:
             if fat or e.errno != _ENOSPC:
                 raise
-            os.remove(target)  # littlefs keeps old bytes until all the new ones are there
+            _forget(target)  # littlefs keeps old bytes until all the new ones are there
             _put(target, fat, parts)
     except OSError as e:
+        if not fat:
+            _forget(target)
         trouble().not_written(path, e, size)
     if _examine(target)[:2] != (_GOOD, number):
         trouble().not_kept(target)
@@ -136,14 +139,22 @@ def _make(slot, size, grow):
     """Make a slot's folder and file where they are missing, and with grow, long enough."""
     try:
         os.mkdir(slot[: -len("/slot")])
-    except OSError:
-        pass  # if it is not there already, the next lines say why
+    except OSError as e:
+        if e.errno != _EEXIST:
+            raise
     with open(slot, "ab") as file:
         there = file.seek(0, 2)
         if not there or grow and there < size:
             zeros = bytes(_SECTOR)
             for _ in range(there, size + _SECTOR, _SECTOR):  # some longer names fit as well
                 file.write(zeros)
+
+
+def _forget(path):
+    try:
+        os.remove(path)
+    except OSError:
+        pass  # there was no room to make it
 
 
 def _put(path, fat, parts):

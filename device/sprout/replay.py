@@ -2,18 +2,20 @@
 
 import gc
 import hashlib
-import json
 import struct
 from array import array
 from binascii import crc32
 
 from micropython import const
 
-from .blobfile import read_at, trouble
+from .blobfile import read_json, trouble
 from .reservoir import Reservoir
-from .schedule import rate_parts
 
-_LEARN = const(1)
+_LEARN = const(1)  # a mode of net._run; then positions in its arguments
+_LABEL = const(3)
+_RATE_M = const(5)
+_RATE_E = const(6)
+_LOSS = const(9)
 _META = const(72)  # where the blob's header says where the meta section is
 _CHUNK = const(4096)  # bytes of RAM in one piece, unless a sample takes more
 _BESIDE = const(8)  # bytes of a sample's two labels, and of its share of a piece
@@ -25,8 +27,11 @@ class Replay:
 
     form: "raw", "latent" or "compact". per_sample: samples that learn() rehearses after each new
     one. record_bytes, capacity: bytes of a sample, samples there is room for. first: the operator
-    that rehearsing begins with. size: bytes of RAM.
+    that rehearsing begins with. slot: where the last sample went, or None. fresh: a byte for each
+    slot, 1 for what came since a guard's checkpoint; None without a guard. size: bytes of RAM.
     """
+
+    aside = False  # a Guard holds some samples aside
 
     def __init__(self, net, size, form, path, per_sample, clear):
         if per_sample < 0:
@@ -48,6 +53,7 @@ class Replay:
             self._ids = self._store.ids
         self._reservoir = Reservoir(self._store.capacity, net.seed ^ net.step)
         self._known, self._torn = (), False
+        self.slot = self.fresh = None
         self.sync()
 
     def __repr__(self):
@@ -57,11 +63,16 @@ class Replay:
     @property
     def used(self):
         """Samples that are kept."""
-        return self._reservoir.used
+        return self._mend().used
 
     @property
     def capacity(self):
-        return len(self._reservoir.labels)
+        return len(self.labels)
+
+    @property
+    def labels(self):
+        """The number of the class in each slot, -1 where it is empty."""
+        return self._mend().labels
 
     @property
     def size(self):
@@ -69,7 +80,7 @@ class Replay:
 
     def counts(self):
         """Samples of each class, by name."""
-        kept = self._reservoir.kept
+        kept = self._mend().kept
         return {name: kept[i] if i < len(kept) else 0 for i, name in enumerate(self._net.classes)}
 
     def keep(self, label):
@@ -80,35 +91,53 @@ class Replay:
         """
         if self.first:
             self._net._run(0, self.first, _LEARN)
-        self._mend()
+        reservoir, store = self._mend(), self._store
         self._torn = True  # until all is done, for Ctrl-C may come anywhere
-        reservoir, store = self._reservoir, self._store
-        slot = reservoir.offer(label)
+        self.slot = slot = reservoir.offer(label)
         if slot is not None:
             reservoir.set(slot, -1)
             if store.write(slot, self._known[label], *self._parts):
                 reservoir.set(slot, label)
+                if self.fresh:
+                    self.fresh[slot] = 1
             else:
+                self.slot = None
                 self.sync()  # with less room than before
         self._torn = False
         return self.first
 
-    def after(self):
-        """What learn() rehearses."""
-        if self.per_sample and self._reservoir.used:
-            self.rehearse(self.per_sample)
+    def after(self, loss, m, e):
+        """What learn() rehearses after a step of this loss, Q16, at the rate m * 2**e."""
+        if self.per_sample and self.used:
+            self.rehearse(self.per_sample, m, e)
 
-    def rehearse(self, steps, rate=None):
+    def rehearse(self, steps, m, e):
         """Learn from kept samples; returns the mean loss before these steps, in nats."""
         total = 0
         for _ in range(steps):
-            total += self._net._train(self.first, self.recall(), rate)
-        return total / max(steps, 1)
+            total += self.learn(self.recall(), m, e) >> 6
+        return total / max(steps, 1) / 1024
+
+    def learn(self, label, m, e):
+        """A step at the rate m * 2**e from what recall() has put into the arena; the loss, Q16."""
+        net = self._net
+        net._args[_RATE_M] = m
+        net._args[_RATE_E] = e
+        loss = self.loss(label, net._n_ops, 1)
+        if net._pending >= net.batch:
+            net.apply()
+        return loss
+
+    def loss(self, label, last=0, steps=0):
+        """The loss, Q16, of what recall() has put into the arena."""
+        net = self._net
+        net._args[_LABEL] = label
+        net._run(self.first, last or net._n_forward + 1, _LEARN, steps)
+        return net._args[_LOSS]
 
     def recall(self, slot=None):
         """Put a kept sample, any by default, into the arena; returns the number of its class."""
-        self._mend()
-        reservoir = self._reservoir
+        reservoir = self._mend()
         while reservoir.used:
             at = reservoir.pick() if slot is None else slot
             if self._store.read(at, *self._parts) >= 0:
@@ -121,14 +150,16 @@ class Replay:
     def forget(self, label):
         """Drop the samples of a class."""
         for slot in range(self.capacity):
-            if self._reservoir.labels[slot] == label:
+            if self.labels[slot] == label:
                 self.drop(slot)
-        self.sync()
 
     def drop(self, slot):
         """Drop a sample."""
         self._store.erase(slot)
-        self._reservoir.set(slot, -1)
+        if self._store.capacity == self.capacity:
+            self._reservoir.set(slot, -1)
+        else:
+            self.sync()  # with less room than before
 
     def flush(self):
         """Return when all that was kept is on flash."""
@@ -156,15 +187,16 @@ class Replay:
         for i in range(len(known)):
             number[known[i]] = i
         labels = array("h", [number.get(store.labels[i], -1) for i in range(store.capacity)])
-        if len(labels) != self.capacity:
+        if len(labels) != len(reservoir.labels):
             self._reservoir = reservoir = Reservoir(len(labels))
         reservoir.restore(labels, state)
-        self._known, self._torn = known, False
+        self._known, self._classes, self._torn = known, self._net.classes, False
 
     def _mend(self):
-        """Count again after keep() was interrupted."""
-        if self._torn:
+        """The reservoir, counted again after keep() was interrupted or the classes changed."""
+        if self._torn or self._net.classes is not self._classes:
             self.sync()
+        return self._reservoir
 
 
 class _Ram:
@@ -181,7 +213,7 @@ class _Ram:
             left = self.capacity
             while left:
                 n = min(left, self._per)
-                pieces.append(bytearray(n * record))
+                pieces.append(memoryview(bytearray(n * record)))
                 left -= n
             short = gc.mem_free() < _ROOM
         except MemoryError:
@@ -201,9 +233,8 @@ class _Ram:
 
     def read(self, slot, *parts):
         piece, at = self._pieces[slot // self._per], slot % self._per * self._record
-        view = memoryview(piece)
         for part in parts:
-            part[:] = view[at : at + len(part)]
+            part[:] = piece[at : at + len(part)]
             at += len(part)
         return self.labels[slot]
 
@@ -227,9 +258,20 @@ class _Ram:
         return True
 
 
-def make(net, size, form, path, per_sample, clear):
+def make(net, keeper, size, form, path, per_sample, clear):
     """What net.replay() does."""
-    return Replay(net, size, form, path, per_sample, clear) if size else None
+    guard = keeper if hasattr(keeper, "watch") else None
+    if guard:
+        guard.watch(None)
+    else:
+        net._keeper = None
+    keeper = None  # an old buffer makes room
+    new = Replay(net, size, form, path, per_sample, clear) if size else None
+    if guard:
+        guard.watch(new)
+    else:
+        net._keeper = new
+    return new
 
 
 def rehearse(net, keeper, steps, rate):
@@ -238,8 +280,11 @@ def rehearse(net, keeper, steps, rate):
         trouble().nothing_to_rehearse()
     if net._next_row:
         trouble().not_between_rows(net._next_row)
+    m, e = net._usual, net._exponent
+    if rate is not None:
+        m, e = net._parts(rate)
     net._whole = False
-    return keeper.rehearse(steps, None if rate is None else rate_parts(rate))
+    return keeper.rehearse(steps, m, e)
 
 
 def _hashes(names):
@@ -257,16 +302,15 @@ def _point(net, form):
         raise ValueError("form is %r and must be 'raw', 'latent' or 'compact'" % (form,))
     if not net._can_learn:
         trouble().cannot_learn(net._name)
-    source, program, arena, _, _, _ = net._memory
     if form == "raw":
         if net.input is None:
             trouble().no_raw_rows(net._name)
         return 0, [net.input]
-    offset, length = struct.unpack_from("<II", program, _META)
-    meta = bytearray(length)
-    read_at(source, offset, meta)
-    points = json.loads(meta).get("latent")
-    meta = None
+    net._begin()
+    source, program, arena = net._memory[:3]
+    meta = read_json(net._name, source, *struct.unpack_from("<II", program, _META))
+    net._broken = False
+    points = meta.get("latent")
     if not points:
         trouble().no_latents(net._name)
     first, parts = 0, []
@@ -280,5 +324,5 @@ def _point(net, form):
         if not parts or not 0 <= first <= net._n_forward:
             raise ValueError
     except (TypeError, ValueError):
-        trouble().damaged(net._name, "its meta section says nothing sensible of replay")
+        trouble().damaged(net._name, "its boundary for replay is none")
     return first, parts

@@ -29,6 +29,7 @@ _FIELDS = const(8)  # bytes before those of a record
 _BLOCKS = const(4)  # a file has no more, unless one record does
 _CHUNK = const(512)
 _ENOENT = const(2)
+_EACCES = const(13)  # what FAT says where there is no room in a folder
 _EEXIST = const(17)
 _ENOSPC = const(28)
 
@@ -59,8 +60,8 @@ class Ring:
     there is none. dropped: records found damaged or cut short.
 
     A record is on flash after flush(), or once one of another file was written; a power cut costs
-    at most those written since, and on FAT what shares a sector with one. Directories take some
-    blocks more: on littlefs two for about 60 files.
+    at most those written since, and on FAT what shares a sector with one. The folder takes
+    some blocks more: on littlefs two for about 25 files.
     """
 
     def __init__(self, path, record_bytes, max_bytes, tag, clear=False):
@@ -305,7 +306,7 @@ class Ring:
                 file.close()
         except OSError:
             pass
-        if error.errno != _ENOSPC:
+        if error.errno != _ENOSPC and not (self._fat and error.errno == _EACCES):
             trouble().ring_not_written(self._path, error)
         last = self._files() - 1
         while last >= 0:
@@ -323,6 +324,12 @@ class Ring:
 
     def _remove(self, first):
         """Remove the files from number first on."""
-        for name, *_ in list(os.ilistdir(self._path)):
-            if name.isdigit() and int(name) >= first:
-                os.remove("%s/%s" % (self._path, name))
+        names = []
+        try:
+            for name, *_ in os.ilistdir(self._path):
+                if name.isdigit() and int(name) >= first:
+                    names.append(name)
+        except UnicodeError:
+            pass  # a power cut left garbage in the folder
+        for name in names:
+            os.remove("%s/%s" % (self._path, name))

@@ -1,12 +1,17 @@
 """Contribution analysis: what each bias and each part of a layer is worth on the user's samples.
 
-Each candidate learns alone (with the head, as in 'On-Device Training Under 256KB Memory', section
-3.2) from a few samples on the integer engine, and its gain is the accuracy on held-out samples
-beyond that of the head alone.  With seeds 0 to s-1 the samples are cut into max(s, 3) parts and
-seed k holds out part k, so that the held-out samples of the seeds are different ones; a gain is
-the mean of the differences to the head alone with the same seed, which starts from the same head
-and learns the same samples in the same order.  The loss on the held-out samples is kept beside
-it, which tells more of few samples.
+Each candidate learns from a few samples on the integer engine, and its gain is what it adds to
+the accuracy on held-out samples ('On-Device Training Under 256KB Memory', section 3.2): the last K
+biases to that of the head alone, a weight to that of the last biases.  Biases take next to no
+memory and gain most of what there is to gain, so every good plan has them, and most of what a
+weight gains without them it does not gain beside them.  The biases that a weight learns with
+(``Contributions.basis``) are the fewest that gain nearly all that biases can (``NEARLY``), or all
+from the weight's layer on where those are more.
+
+With seeds 0 to s-1 the samples are cut into max(s, 3) parts and seed k holds out part k, so that
+the held-out samples of the seeds are different ones; a gain is the mean of differences between
+runs with the same seed, which start from the same head and learn the same samples in the same
+order.  The loss on the held-out samples is kept beside it, which tells more of few samples.
 
 Candidates are the last K biases and each convolution's weight at 1/8, 1/4, 1/2 and 1.  Those that
 take more RAM than the limit by themselves are left out, because no plan under that limit can
@@ -21,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -42,16 +48,29 @@ from .frontends.head import replace_head
 from .graph import Graph, SproutError
 from .plan import UpdatePlan
 from .progress import Reporter
-from .replay import Replay, fingerprint, learn, logits
+from .replay import Replay, Span, boundary, fingerprint, learn, logits
 from .schedule import sample_order
 
 FOLDER = Path("build/analysis")
 """Where results are kept if the user names no other place."""
 
-FORMAT = "sprout-analysis-1"
+FORMAT = "sprout-analysis-2"
+
+NEARLY = 0.9
+"""Share of the greatest gain of biases that the biases have with which weights are measured."""
+
+TOGETHER, FREEZE = 4, 128
+"""Plans that a worker measures in one go, and pictures that it runs through the frozen part."""
+
+AT_ONCE = 1 << 28
+"""Bytes of pictures after frozen parts that are kept at a time."""
 
 WAIT = 10
 """Seconds that a scheduler has to answer."""
+
+
+Results = dict[str, list[dict[str, Any]]]
+"""What ``measure`` returns for a plan, by plan: one for each seed."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +121,23 @@ class Task:
         return np.concatenate(learned), parts[seed]
 
 
-def measure(task: Task, texts: Sequence[str], seed: int) -> list[dict[str, Any]]:
+def freeze(task: Task, text: str) -> np.ndarray:
+    """Return what the frozen part of a plan makes of the task's pictures, see ``Replay.data``."""
+    return Replay.of(task.blob(text, 0), task.frames).data
+
+
+def measure(task: Task, texts: Sequence[str], seed: int, frozen: Replay) -> list[dict[str, Any]]:
     """Let each plan learn; return for each how many of how many held-out samples were right and
     their mean loss in nats.
 
-    Plans that have the same frozen part share what it makes of the pictures.
+    ``frozen``: the pictures after the frozen part that all of the plans have.
     """
     learned, held_out = task.split(seed)
     epochs = task.settings.epochs
-    frozen: Replay | None = None
     results = []
     for text in texts:
         blob = task.blob(text, seed)
-        inputs = frozen.on(blob) if frozen else None
-        if inputs is None:
-            inputs = frozen = Replay.of(blob, task.frames)
+        inputs = frozen.on(blob) or Replay.of(blob, task.frames)
         engine = Engine(blob.to_bytes())
         order = learned[sample_order(len(learned), epochs, seed)]
         learn(engine, inputs, task.labels, order, task.settings.rate, seed)
@@ -186,7 +207,8 @@ class Bench:
     """Measures plans of one network on the user's samples; what was measured before is not
     measured again.
 
-    ``model`` is the bytes of the model file, for the digest.
+    ``model`` is the bytes of the model file, for the digest.  ``whole()`` is the same with all of
+    the samples, whatever the settings say.
     """
 
     def __init__(
@@ -203,6 +225,11 @@ class Bench:
         input_range: tuple[float, float] | None = None,
     ) -> None:
         settings = settings or Settings()
+        self.whole = functools.partial(
+            Bench, graph, model, samples, classes, max_classes,
+            dataclasses.replace(settings, samples=len(samples)), folder, scheduler, report,
+            input_range,
+        )  # fmt: skip
         count = min(settings.samples, len(samples))
         parts = max(3, settings.seeds)
         if count < 2 * parts:
@@ -236,8 +263,8 @@ class Bench:
         """Return all that the result of a run depends on."""
         return {**self.about, "plan": text, "seed": seed}
 
-    def run(self, texts: Sequence[str], phase: str) -> dict[str, list[dict[str, Any]]]:
-        """Measure plans; return the results of ``measure`` by plan, one for each seed.
+    def run(self, texts: Sequence[str], phase: str) -> Results:
+        """Measure plans.
 
         Plans that stand behind one another and share their first trained layer are measured
         together.
@@ -251,22 +278,60 @@ class Bench:
                     done[text, seed] = kept
         total = len(set(texts)) * len(seeds)
         n = len(self.task.network(0).convs)
-        groups: dict[tuple[int, int], list[str]] = {}
+        groups: dict[int, dict[int, list[str]]] = {}
         for text in dict.fromkeys(texts):
             for seed in seeds:
                 if (text, seed) not in done:
-                    first = first_layer(plans.parse(text, n), n)
-                    groups.setdefault((first, seed), []).append(text)
-        work = [(self.task, group, seed) for (_, seed), group in groups.items()]
+                    by_seed = groups.setdefault(first_layer(plans.parse(text, n), n), {})
+                    by_seed.setdefault(seed, []).append(text)
         kept_before = len(done)
-        for i, results in spread(work, measure, self.scheduler) if work else ():
-            _, group, seed = work[i]
-            for text, result in zip(group, results, strict=True):
-                self.cache.put(self.key(text, seed), result)
-                done[text, seed] = result
-            if self.report:
-                self.report(phase, len(done) - kept_before, total - kept_before)
+        examples = {first: next(iter(some.values()))[0] for first, some in groups.items()}
+        for frozen in self._frozen(examples):
+            work = [
+                (self.task, group[i : i + TOGETHER], seed, inputs)
+                for first, inputs in frozen.items()
+                for seed, group in groups[first].items()
+                for i in range(0, len(group), TOGETHER)
+            ]
+            for i, results in spread(work, measure, self.scheduler):
+                _, learned, seed, _ = work[i]
+                for text, result in zip(learned, results, strict=True):
+                    self.cache.put(self.key(text, seed), result)
+                    done[text, seed] = result
+                if self.report:
+                    self.report(phase, len(done) - kept_before, total - kept_before)
         return {text: [done[text, seed] for seed in seeds] for text in texts}
+
+    def _frozen(self, texts: dict[int, str]) -> Iterator[dict[int, Replay]]:
+        """Yield the samples after the frozen part of each plan, as many plans at a time as
+        ``AT_ONCE`` allows."""
+        count = len(self.task.labels)
+        parts = [
+            dataclasses.replace(self.task, frames=self.task.frames[i : i + FREEZE])
+            for i in range(0, count, FREEZE)
+        ]
+        todo = {first: boundary(self.task.blob(text, 0)) for first, text in texts.items()}
+        while todo:
+            some: dict[int, tuple[int, list[Span]]] = {}
+            frozen: dict[int, Replay] = {}
+            size = 0
+            for first, (cut, spans) in todo.items():
+                size += count * sum(length for _, _, length in spans)
+                if some and size > AT_ONCE:
+                    break
+                some[first] = cut, spans
+            work = [(part, texts[first]) for first in some for part in parts]
+            data = [
+                array
+                for _, array in sorted(
+                    spread(work, freeze, self.scheduler), key=lambda item: item[0]
+                )
+            ]
+            for number, (first, (cut, spans)) in enumerate(some.items()):
+                del todo[first]
+                mine = data[number * len(parts) :][: len(parts)]
+                frozen[first] = Replay(cut, spans, np.concatenate(mine))
+            yield frozen
 
 
 def first_layer(plan: UpdatePlan, n: int) -> int:
@@ -277,6 +342,11 @@ def first_layer(plan: UpdatePlan, n: int) -> int:
 def accuracies(results: Sequence[dict[str, Any]]) -> np.ndarray:
     """Percent right, by seed."""
     return np.array([100.0 * r["right"] / r["of"] for r in results])
+
+
+def mean_loss(results: Sequence[dict[str, Any]]) -> float:
+    """Held-out loss in nats, mean of the seeds."""
+    return float(np.mean([r["loss"] for r in results]))
 
 
 @dataclass
@@ -294,11 +364,13 @@ class Gain:
 class Contributions:
     """The result of an analysis: gains by number of last biases, and by weight.
 
-    ``about`` is what they depend on, ``head`` the accuracy (percent) by seed of the head alone.
+    ``about`` is what they depend on, ``head`` the accuracy (percent) by seed of the head alone,
+    ``basis`` the number of last biases that weights were measured with, at least.
     """
 
     about: dict[str, Any]
     head: list[float]
+    basis: int
     biases: dict[int, Gain]
     weights: dict[Key, Gain]
 
@@ -307,14 +379,15 @@ class Contributions:
         gains = {f"b{k}": g for k, g in self.biases.items()}
         gains |= {f"{i}:{f}": g for (i, f), g in self.weights.items()}
         rows = [{"plan": text, **dataclasses.asdict(g)} for text, g in gains.items()]
-        return json.dumps({"about": self.about, "head": self.head, "gains": rows}, indent=1) + "\n"
+        result = {"about": self.about, "head": self.head, "basis": self.basis, "gains": rows}
+        return json.dumps(result, indent=1) + "\n"
 
 
 def read(path: Path) -> Contributions:
     """Read the file of an analysis.  Raises SproutError."""
     try:
         found = json.loads(path.read_text())
-        result = Contributions(found["about"], found["head"], {}, {})
+        result = Contributions(found["about"], found["head"], found["basis"], {}, {})
         for row in found["gains"]:
             gain = Gain(row["mean"], row["error"], row["each"], row["loss"])
             plan = plans.parse(row["plan"], 1 << 16)
@@ -363,19 +436,48 @@ def analyze(bench: Bench, ram: int, rows: bool = False) -> Contributions:
         kept = {"plans": candidates(network, ram, bench.report)}
         sizes.put(key, kept)
     texts: list[str] = kept["plans"]
-    results = bench.run(["last", *texts], "analysing")
-    head = accuracies(results["last"])
-    before = np.array([r["loss"] for r in results["last"]])
     n = len(network.convs)
-    found = Contributions(bench.about, head.tolist(), {}, {})
-    for text in texts:
-        each = accuracies(results[text]) - head
-        loss = float(np.mean(before - [r["loss"] for r in results[text]]))
-        error = float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
-        gain = Gain(float(each.mean()), error, each.tolist(), loss)
-        plan = plans.parse(text, n)
-        if plan.biases:
-            found.biases[plan.biases] = gain
-        else:
-            found.weights[next(iter(plan.weights.items()))] = gain
+    single = {text: plans.parse(text, n) for text in texts}
+    biases = {plan.biases: text for text, plan in single.items() if plan.biases}
+    results = bench.run(["last", *biases.values()], "analysing biases")
+    found = Contributions(
+        bench.about, accuracies(results["last"]).tolist(), 0,
+        {k: _gain(results[text], results["last"]) for k, text in sorted(biases.items())}, {},
+    )  # fmt: skip
+    found.basis = basis(found.biases)
+    pairs = {}
+    for text, plan in single.items():
+        for i, f in plan.weights.items():
+            below = f"b{max(found.basis, n - i)}"
+            reached = _reaches(network, below)
+            pairs[i, f] = (f"{below},{text}", below) if reached else (text, "last")
+    results |= bench.run([text for pair in pairs.values() for text in pair], "analysing weights")
+    for weight, (text, below) in pairs.items():
+        found.weights[weight] = _gain(results[text], results[below])
     return found
+
+
+def _reaches(network: Footprint, text: str) -> bool:
+    """Whether a plan's layers all have a gradient."""
+    try:
+        network.case(plans.parse(text, len(network.convs)))
+    except SproutError:
+        return False
+    return True
+
+
+def basis(biases: dict[int, Gain]) -> int:
+    """Return the least number of last biases that gain nearly what biases can, by the loss; 0
+    where biases gain nothing."""
+    best, number = max(((g.loss, k) for k, g in biases.items()), default=(0.0, 0))
+    if best <= 0:
+        return 0
+    return min((k for k, g in biases.items() if g.loss >= NEARLY * best), default=number)
+
+
+def _gain(results: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> Gain:
+    """What a plan gains over another with the same seeds."""
+    each = accuracies(results) - accuracies(before)
+    loss = float(np.mean([b["loss"] - r["loss"] for r, b in zip(results, before, strict=True)]))
+    error = float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
+    return Gain(float(each.mean()), error, each.tolist(), loss)

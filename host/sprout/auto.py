@@ -1,8 +1,9 @@
 """``--plan auto``: from a model and the user's samples to a plan that was measured.
 
-With samples: contribution analysis, the best plan under the budget, and then that plan trained on
-the same samples, its true gain beside the predicted one.  With the file of an analysis: the same
-without training.  Without either: the gains of ``choose.rule``.
+With samples: contribution analysis of a few of them, the best plans under the budget
+(``choose.trials``), these trained on all samples, and the one with the least held-out loss taken,
+its true gain beside the predicted one.  With the file of an analysis: the same without training.
+Without either: the gains of ``choose.rule``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from rich.console import Console
 from rich.table import Table
 
 from . import choose, frontends, rates
-from .analyze import Bench, Contributions, Gain, Settings, accuracies, analyze, read
+from .analyze import (
+    Bench,
+    Contributions,
+    Gain,
+    Results,
+    Settings,
+    accuracies,
+    analyze,
+    mean_loss,
+    read,
+)
 from .blob import FLAG_LEARNS, Blob
 from .compile import compile_model
 from .data import load_samples
@@ -101,6 +112,7 @@ def choose_plan(
             found = analyze(bench, want.ram, want.rows)
         elif want.analysis is not None:
             found = read(want.analysis)
+        choices: list[choose.Choice] = []
         if want.select == "eliminate":
             assert bench is not None and found is not None
             plan = choose.eliminate(bench, network, found, want.within, want.ram, macs)
@@ -111,18 +123,26 @@ def choose_plan(
                     f"Backward elimination ends at {measured(blob).ram:,} bytes of RAM and --ram "
                     f"allows {want.ram:,}: allow more."
                 )
+        elif bench is not None and found is not None:
+            choices = choose.trials(network, found, want.ram, macs, make, report)
+            bench = bench.whole()
         else:
             gains = choose.rule(network) if found is None else choose.from_analysis(found)
-            choice = choose.best(network, gains, want.ram, macs, make, report)
+            choices = [choose.best(network, gains, want.ram, macs, make, report)]
+        tried = [str(choice.plan) for choice in choices] or [str(plan)]
+        results = bench.run(["last", *tried], "trying") if bench else {}
+        if choices:
+            choice = choose.winner(choices, results)
             plan, blob, gain = choice.plan, choice.blob, choice.gain
             say(_proof(choice, found is None))
-        results = bench.run(["last", str(plan)], "verifying") if bench else None
         if bench:
             blob.meta["rate"] = find_rate(bench, blob, say)
+    if len(tried) > 1:
+        console.print(_trials(choices, results))
     if found is not None:
         head = sum(found.head) / len(found.head)
         text = f"head alone {head:.1f} %, predicted gain {gain:+.1f} points"
-        if results is not None:
+        if results:
             true = accuracies(results[str(plan)]) - accuracies(results["last"])
             each = ", ".join(f"{t:+.1f}" for t in true)
             text += f", true gain {true.mean():+.1f} ({each})"
@@ -149,6 +169,21 @@ def find_rate(bench: Bench, blob: Blob, say: Callable[[str], None]) -> float:
     found = rates.find(bench, blob.info["plan"])
     say(str(found))
     return found.rate
+
+
+def _trials(choices: Sequence[choose.Choice], results: Results) -> Table:
+    """What the plans came to that were trained to find the best of them."""
+    result = Table("trained", "RAM", "predicted", "true gain", "loss", box=None, pad_edge=False)
+    for choice in choices:
+        found = results[str(choice.plan)]
+        true = (accuracies(found) - accuracies(results["last"])).mean()
+        result.add_row(
+            str(choice.plan), f"{choice.cost.ram:,}", f"{choice.gain:+.1f}", f"{true:+.1f}",
+            f"{mean_loss(found):.3f}",
+        )  # fmt: skip
+    for column in result.columns[1:]:
+        column.justify = "right"
+    return result
 
 
 def _proof(choice: choose.Choice, by_rule: bool) -> str:

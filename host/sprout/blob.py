@@ -241,6 +241,16 @@ does not matter.
   The remainder stays.
 
 A frozen channel (mant = 0) is left alone in all cases.
+
+Meta section
+============
+
+``name``, ``classes`` (names of those in use at first), ``input``, ``output`` and ``logits``:
+shape, scale and zero point, and of the logits ``p0``.  ``rate``, where it is there: the learning
+rate to begin with.  ``head``, where classes can change places, because their rows of the last
+layer differ in nothing but what is trained: lists of (0 the trained region or 1 the accumulators,
+offset there, bits of a row), row after row from that offset on.  A row of zeros has learned
+nothing.
 """
 
 from __future__ import annotations

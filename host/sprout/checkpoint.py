@@ -174,7 +174,9 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 def bake(blob: bytes, checkpoint: Checkpoint) -> bytes:
     """Return the blob that starts with what a checkpoint learned: parameters and classes.
 
-    It counts steps from 0 and has a digest of its own, so checkpoints of ``blob`` are none of it.
+    Only the initial section and the meta section change; frozen records keep what was compiled,
+    which nothing reads where a parameter learns.  It counts steps from 0 and has a digest of its
+    own, so checkpoints of ``blob`` are none of it.
     Raises SproutError if the checkpoint belongs to another blob.
     """
     b = blobs.read(blob)

@@ -1,8 +1,10 @@
 """Chooses what learns: the best plan under a budget of RAM and of multiplications a step.
 
 Gains add up to first order ('On-Device Training Under 256KB Memory', equation 3): the gain of the
-last K biases and of each part of a weight, measured (``analyze``) or by a rule (``rule``).  Memory
-does not add up: the arena is the peak over the whole schedule of saved activations, masks,
+last K biases and of each part of a weight, measured (``analyze``) or by a rule (``rule``).
+A few samples say little of what deep biases are worth to many: ``trials`` gives the optimum among
+all plans and among those with many biases, and the one that trains best is taken (``winner``).
+Memory does not add up: the arena is the peak over the whole schedule of saved activations, masks,
 gradients and row buffers.  Within a case (``footprint``) it is the greatest of sums that are
 linear in the choices, so ``best`` poses a mixed-integer programme for each case and lets HiGHS
 (scipy.optimize.milp) solve it to proven optimality:
@@ -22,16 +24,17 @@ that is returned has been compiled and fits.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import blob as blobs
-from .analyze import Bench, Contributions, Gain, accuracies
+from .analyze import Bench, Contributions, Gain, Results, accuracies, mean_loss
 from .blob import Blob
 from .compile import DEFAULT_SCRATCH
 from .footprint import Base, Case, Cost, Footprint, Key, Piece, Weight, measured
@@ -44,6 +47,9 @@ TIE = 1e-3
 
 PATIENCE = 6
 """Plans that are compiled and do not fit before the search allows itself fewer bytes."""
+
+LEAST = (0.0, 0.25, 0.5)
+"""Shares of all biases that learn at least in the plans that are tried."""
 
 DECAY, BIAS, DEPTHWISE = 0.97, 1 / 16, 1 / 16
 """The numbers of ``rule``."""
@@ -365,6 +371,36 @@ def best(
         + (f", --step-mmac {macs:,} MACs" if macs is not None else "")
         + "; allow more, or let frames arrive by rows (--rows)."
     )
+
+
+def trials(
+    network: Footprint,
+    found: Contributions,
+    ram: int,
+    macs: int | None = None,
+    build: Callable[[UpdatePlan], Blob] | None = None,
+    report: Reporter | None = None,
+) -> list[Choice]:
+    """Return the optimum, and that with at least each of ``LEAST`` of the biases, each plan once.
+    Raises SproutError as ``best`` does."""
+    gains = from_analysis(found)
+    ahead = sum(gain for gain in gains.weights.values() if gain > 0)  # of any sum of weights
+    choices: list[Choice] = []
+    for least in LEAST:
+        bonus = ahead if least else 0.0
+        some = {k: g + bonus for k, g in gains.biases.items() if k >= least * len(network.convs)}
+        choice = best(network, Gains(some, gains.weights), ram, macs, build, report)
+        if choice.plan not in [other.plan for other in choices]:
+            choices.append(dataclasses.replace(choice, gain=gains.of(choice.plan)))
+    return choices
+
+
+def winner(choices: Sequence[Choice], results: Results) -> Choice:
+    """Return the choice with the least held-out loss among ``results`` by plan, mean of the seeds;
+    if there is but one, that."""
+    if len(choices) == 1:
+        return choices[0]
+    return min(choices, key=lambda choice: mean_loss(results[str(choice.plan)]))
 
 
 def eliminate(

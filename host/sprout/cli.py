@@ -21,8 +21,10 @@ from rich.console import Console
 
 from . import blob as blobs
 from . import data as npz
+from .board import commands, flash, package, romfs
 from .board import table as boards
 from .graph import SproutError
+from .places import own_model
 from .progress import Reporter
 
 PLAN_HELP = """\b
@@ -34,7 +36,19 @@ What learns:
               input channels of layer 24 (any number of LAYER:FRACTION;
               'sprout inspect' shows the numbers), and the last layer
   FILE.json   the same as {"biases": 20, "weights": {"24": "1/4"}}
-  auto        the best that fits --ram, see README.md"""
+  auto        the best that fits --ram, see docs/plans.md"""
+
+
+class ModelFile(click.Path):
+    """A model file, or the name of a model that came with Sprout."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        return own_model(Path(value))
 
 
 class OutFile(click.Path):
@@ -212,7 +226,7 @@ def cli() -> None:
 
 
 @cli.command("compile", short_help="Make a blob for the board from a model and a plan.")
-@click.argument("model", type=IN_FILE)
+@click.argument("model", type=ModelFile())
 @click.option("-o", "--output", type=OutFile(), help="The blob; MODEL.sprout here if not given.")
 @click.option("--plan", default="none", help=PLAN_HELP)
 @classes_option
@@ -275,7 +289,10 @@ def compile_command(
     whole_layers: bool,
     **auto: Any,
 ) -> None:
-    """Make a blob for the board from MODEL, a .tflite or an MCUNet .pkl, and a plan."""
+    """Make a blob for the board from MODEL, a .tflite or an MCUNet .pkl, and a plan.
+
+    'person' is the network that comes with Sprout: people or no people in 96x96 pictures.
+    """
     from . import auto as autos
     from . import inspect
     from .compile import compile_model
@@ -319,7 +336,7 @@ def compile_command(
 
 
 @cli.command("analyze", short_help="Measure what each layer contributes on your samples.")
-@click.argument("model", type=IN_FILE)
+@click.argument("model", type=ModelFile())
 @click.option(
     "--data", required=True, type=IN_FILE, help="npz with 'x' uint8 [N, H, W, C] and 'y'."
 )
@@ -356,7 +373,7 @@ def analyze_command(
 
 
 @cli.command("frontier", short_help="Draw accuracy against RAM and multiplications.")
-@click.argument("model", type=IN_FILE)
+@click.argument("model", type=ModelFile())
 @click.option(
     "--data", required=True, type=IN_FILE, help="npz with 'x' uint8 [N, H, W, C] and 'y'."
 )
@@ -511,13 +528,24 @@ def learn_command(
 
 @cli.command("sim", short_help="Open a simulated board's REPL, BLOB loaded as 'net'.")
 @click.argument("blob", type=IN_FILE)
+@click.argument("script", type=IN_FILE, required=False)
 @board
-def sim_command(blob: Path, board: str) -> int:
-    """Open MicroPython's REPL as a board would show it, with BLOB loaded as 'net'."""
+def sim_command(blob: Path, script: Path | None, board: str) -> int:
+    """Open MicroPython's REPL as a board would show it, with BLOB loaded as 'net', or run SCRIPT.
+
+    The folder build/sim-BOARD is the board's flash, with BLOB in it.
+    """
     from .board import sim
 
     read_blob(blob)
-    return sim.repl(blob, board)
+    if script:
+        exists(script, "give the name of a MicroPython program")
+    return sim.repl(blob, board, script)
+
+
+# Commands for boards, each with what it does in a file of its own.
+for board_command in (*commands.COMMANDS, flash.command, package.command, romfs.command):
+    cli.add_command(board_command)
 
 
 def read_blob(path: Path) -> tuple[bytes, blobs.Blob]:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -234,7 +233,9 @@ def kind_of(tensor: dict[str, Any], n_forward: int) -> str:
 def new_figure(width: float, height: float) -> Any:
     """Return an empty matplotlib Figure of a size in inches."""
     # In the home directory it would leave its caches; pyplot would look for a window system.
-    os.environ.setdefault("MPLCONFIGDIR", str(Path(__file__).parents[2] / "build" / "matplotlib"))
+    from native_modules import build
+
+    os.environ.setdefault("MPLCONFIGDIR", str(build.BUILD / "matplotlib"))
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
