@@ -100,7 +100,7 @@ def slots(size: int, record: int) -> int:
     return size // (record + BESIDE)
 
 
-class _Learner:
+class Learner:
     """A net and its steps."""
 
     def __init__(self, blob: Blob, inputs: Replay, labels: Array, rate: float, seed: int) -> None:
@@ -141,14 +141,14 @@ def learn(
     ``inputs`` are all samples after the frozen operators, ``seed`` that of the rounding and
     of what is kept.  Without ``test`` the matrix is empty.
     """
-    net = _Learner(blob, inputs, stream.labels, method.rate, seed)
+    net = Learner(blob, inputs, stream.labels, method.rate, seed)
     new = rate_parts(method.rate * method.new)
     reservoir = Reservoir(method.slots, seed)
     held = np.zeros(method.slots, np.int64)
     matrix: list[list[float]] = []
     for t, numbers in enumerate(stream.tasks):
         net.classes = stream.classes[t]
-        _meet(reservoir, net.classes)
+        introduce(reservoir, net.classes)
         for i in numbers:
             slot = reservoir.offer(int(stream.labels[i]))
             if slot is not None:
@@ -162,7 +162,7 @@ def learn(
     return net.result(matrix) | {"kept": list(reservoir.kept)}
 
 
-def _meet(reservoir: Any, classes: int) -> None:
+def introduce(reservoir: Any, classes: int) -> None:
     """Have the reservoir know so many classes, as the board does when one is added."""
     state = reservoir.state()
     state.extend(array("i", [0] * (1 + classes - len(state))))
@@ -174,7 +174,7 @@ def joint(
 ) -> dict[str, Any]:
     """Learn the samples of all tasks mixed, pass after pass, with all classes in use from the
     beginning, for ``steps`` steps; return the same, with one row of accuracies by task."""
-    net = _Learner(blob, inputs, stream.labels, rate, seed)
+    net = Learner(blob, inputs, stream.labels, rate, seed)
     net.classes = stream.classes[-1]
     everything = np.concatenate(stream.tasks)
     rng = np.random.default_rng([seed, 2])
