@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sprout import blob as blobs
 from sprout import cli
-from sprout.board import package, romfs, sim
+from sprout.board import install, romfs, sim
 from sprout.compile import compile_model
 
 HEAP = 4 << 20  # the image itself lies in it, for want of a mapped flash
@@ -132,4 +132,4 @@ def test_the_image_is_the_boards(folder, tmp_path):
     out = tmp_path / "pico.romfs"
     words = ["romfs", str(folder / "net.sprout"), "--board", "pico", "-o", str(out)]
     assert cli.main(words) == 0
-    assert package.files("armv6m")["sprout_core.mpy"] in out.read_bytes()
+    assert install.library("armv6m")["sprout_core.mpy"] in out.read_bytes()
