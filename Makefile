@@ -7,6 +7,7 @@
 # make firmware     MicroPython with Sprout compiled in, for this machine and for QEMU, likewise
 # make docs         build/docs/index.html
 # make wheel        dist/sprout-VERSION-py3-none-any.whl, for pip install
+# make example-NAME a board that learns, simulated: person, button, gestures or digits
 # make bench-NAME   one measurement: a table, and build/bench-NAME.json
 # make clean        everything made here except the virtual environments
 #
@@ -92,6 +93,9 @@ bench-%: build
 	else \
 		$(BIN)/python tools/bench_$*.py; \
 	fi
+
+example-%: build
+	@$(BIN)/python examples/prepare.py $*
 
 clean:
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

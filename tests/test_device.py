@@ -487,7 +487,7 @@ def test_a_small_heap_says_how_many_bytes_are_missing(tmp_path, shared):
     needed, missing = map(int, found.groups())
     assert 0 < missing < needed
     run(tmp_path, START, heap + missing)
-    kind, message = fails(tmp_path, START, heap + missing - 1500)
+    kind, message = fails(tmp_path, START, heap + missing - 2000)
     assert kind == "MemoryError"
 
 

@@ -140,7 +140,7 @@ for form in {forms}:
             else:
                 net.learn(sample(i), {y}[i])
         for slot in {order}:
-            net._train(kept.first, kept.recall(slot), net._usual, net._exponent)
+            kept.learn(kept.recall(slot), net._usual, net._exponent)
         print(kept.used, net.step, net.digest(), net.memory()["replay"] <= 200000)
 """
     assert run(tmp_path, code) == [f"3 8 {engine.digest()} True"] * 2 * len(forms)

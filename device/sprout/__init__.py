@@ -15,6 +15,7 @@ gc.threshold(1024)
 from .net import Net, load  # noqa: E402
 
 gc.threshold(_threshold)
+del gc, _threshold
 
 
 def cores(n=None):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import sys
 
 from micropython import const
 
@@ -10,14 +11,14 @@ from .native import core
 
 HEADER = const(128)
 _HASHED_FROM = const(48)
-_CHUNK = const(1024)
-_RATE = const(0.002)  # of learning, where the blob names none
+_CHUNK = const(512)
 
 
 def trouble():
-    """The module that raises errors, which takes RAM only where there is one."""
+    """The module that raises errors, which takes RAM only until one is dealt with."""
     from . import trouble
 
+    del sys.modules[trouble.__name__], sys.modules["sprout"].trouble
     return trouble
 
 
@@ -102,11 +103,11 @@ def read_json(name, source, at, length):
 
 
 def read_meta(name, source, head):
-    """(name, names of classes, p0 of the probabilities, learning rate) from the meta section."""
+    """(name, classes, p0 of the probabilities, learning rate or 0) from the meta section."""
     meta = read_json(name, source, head[12], head[13])
     try:
         p0 = meta.get("logits", {}).get("p0", 0)
         names = list(meta.get("classes", ()))
-        return str(meta.get("name", "net")), names, int(p0), float(meta.get("rate", _RATE))
+        return str(meta.get("name", "net")), names, int(p0), float(meta.get("rate", 0))
     except (ValueError, TypeError, AttributeError, OverflowError):
         trouble().damaged(name, "its meta section cannot be read")

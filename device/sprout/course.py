@@ -63,6 +63,8 @@ def learn_all(net, samples, epochs, test, patience, keep, report):
         if not n:
             trouble().no_more_samples(epoch)
         tested = evaluate(net, test) if test else None
+        if tested and not tested.n:
+            trouble().no_more_samples(epoch)
         course.epochs.append((loss / n / 256, hits / n, tested and tested.accuracy))
         if report:
             report(course.line(epoch))

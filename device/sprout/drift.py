@@ -4,6 +4,8 @@ from math import sqrt
 
 from micropython import const
 
+from .native import core
+
 _FAST = const(32)  # samples that the running means look back on
 _SLOW = const(512)
 _FIRST = const(64)  # before so many there is nothing to compare
@@ -28,6 +30,12 @@ class Drift:
         self._slow += ((odds << 9) - self._slow) // n
         if n > 1:
             self._spread += ((distance * distance << 5) - self._spread) // n
+
+    def see(self, net, best):
+        """Take in a forward pass of a net, whose likeliest class is `best`."""
+        odds = net._odds
+        if not core.probabilities(net._memory, len(net.classes), net._p0, odds):
+            self.note(odds[best])
 
     def value(self):
         """How far the fast mean lies below the slow one, in standard errors of the fast one."""

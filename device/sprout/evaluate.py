@@ -27,7 +27,7 @@ def evaluate(net, samples):
     """Test a net; see Net.evaluate."""
     result = Evaluation(net)
     for x, label in pairs(samples):
-        result.add(x, label)
+        result._add(net, x, label)
     return result
 
 
@@ -43,7 +43,7 @@ class Evaluation:
     def __init__(self, net):
         self.classes = list(net.classes)
         n = len(self.classes)
-        self._net = net
+        self._learns = net._can_learn  # the net itself would stay in RAM as long as this
         self.n = self.right = self._loss = 0
         self._seen = array("I", bytes(4 * n))
         self._hits = array("I", bytes(4 * n))
@@ -51,11 +51,9 @@ class Evaluation:
         if n <= _MOST:
             self.confusion = [array("I", bytes(4 * n)) for _ in range(n)]
 
-    def add(self, x, label):
-        """Test on one sample more; the net's classes must be the same as at first."""
-        net = self._net
+    def _add(self, net, x, label):
         number = net._number(label)
-        if net._can_learn:
+        if self._learns:
             self._loss += net.loss(x, number)
             best = net._best()
         else:
@@ -67,7 +65,6 @@ class Evaluation:
         self._hits[number] += hit
         if self.confusion:
             self.confusion[number][best] += 1
-        return hit
 
     @property
     def accuracy(self):
@@ -75,7 +72,7 @@ class Evaluation:
 
     @property
     def loss(self):
-        return self._loss / self.n if self.n and self._net._can_learn else None
+        return self._loss / self.n if self.n and self._learns else None
 
     @property
     def per_class(self):

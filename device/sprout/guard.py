@@ -156,7 +156,7 @@ class Guard:
         for slot in range(held.capacity):
             if held.labels[slot] >= 0:
                 label = held.recall(slot)
-                losses[slot] = net._loss_from(held.first, label) >> 4
+                losses[slot] = held.loss(label) >> 4
                 right += net._best() == label
                 total += losses[slot]
                 n += 1
@@ -188,12 +188,12 @@ class Guard:
             print(text)
             self._good()
             return
+        net.apply()  # of a batch, less than half an LSB stays
         if self._copy:
             net._memory[3][:] = self._copy
         else:
             of = bytes(net._memory[1][16:48])
             checkpoint.read(self._path, of, net.name, net._memory[3])
-        net._drop_batch()
         for buffer in (self.replay, self._held):
             if buffer:
                 for slot in range(min(len(buffer.fresh), buffer.capacity)):

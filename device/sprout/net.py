@@ -87,7 +87,7 @@ def _short(name, sizes, room):
     short(name, sizes, room)
 
 
-def _run(memory, args, share):
+def _execute(memory, args, share):
     if share:
         return core.run(memory, args, share)
     return core.run(memory, args)
@@ -105,8 +105,16 @@ class Net:
     """
 
     def __init__(self, path, classes=None, batch=1, verify=True, scratch=None):
-        self._name, source, resident = open_blob(path)
+        gc.collect()  # what stays from here on lies low in the heap, the arena after it
         self._broken = False  # a call of the core, or a read, began and has not ended
+        self._args = array("i", [0] * _N_ARGS)
+        self._curve = array("i", bytes(4 * (_CURVE + 2 * _MOST_POINTS)))
+        self._memory = (None,) * 6
+        self._next_row, self._whole, self.input = 0, False, None
+        self._keeper = self._drift = None  # a Replay or a Guard; a Drift
+        self.rate = 0.002  # where the blob names none
+        self._start((), 0, 0)
+        self._name, source, resident = open_blob(path)
         head = read_header(self._name, source, verify)
         self._can_learn = head[4] & _CAN_LEARN
         self._n_tensors, self._n_ops, self._n_forward, x, y, logits = head[20:26]
@@ -123,24 +131,17 @@ class Net:
         )
         # save() writes the names, which are most of the meta section.
         room = max(_ROOM, 1024 + 4 * self.max_classes + 3 * head[13])
-        gc.collect()  # what stays from here on lies low in the heap, the arena after it
+        gc.collect()
         try:
             self.name, names, self._p0, rate = read_meta(self._name, source, head)
             self._named = self._checked(list(classes or names or map(str, range(n))))
+            self._odds = array("i", bytes(4 * self.max_classes))
         except MemoryError:
             _short(self._name, self._sizes, room + 64 * self.max_classes + 2 * head[13])
         # A ROMFS cannot be written: there, and for bytes, the current folder takes checkpoints.
         stem = self.name if resident else path[:-7] if path.endswith(".sprout") else path
         self._checkpoint = stem + ".ckpt"
-        self._args = array("i", [0] * _N_ARGS)
-        self._odds = array("i", bytes(4 * self.max_classes))
-        self._curve = array("i", bytes(4 * (_CURVE + 2 * _MOST_POINTS)))
-        # Attributes before the buffers: a dict that grows needs one piece of memory.
-        self._memory = (None,) * 6
-        self._next_row, self._whole, self.input = 0, False, None
-        self._keeper = self._drift = None  # a Replay or a Guard; a Drift
-        self.rate = rate
-        self._start(self._named, 0, 0)
+        self.rate = rate or self.rate
         names = None
         arena, trained, working, accum, program = _allocate(self._name, self._sizes, room)
         if resident:
@@ -167,7 +168,7 @@ class Net:
         Then predict(), learn(label=...) and so on take no frame of their own.
         """
         h, w, c = self.shape
-        row, self._next_row = self._next_row, 0
+        row, self._next_row, self._whole = self._next_row, 0, False
         if self._set_input(rows, row):
             trouble().wrong_rows(rows, row, self.shape)
         self._next_row = (row + len(rows) // (w * c)) % h
@@ -182,7 +183,11 @@ class Net:
         """
         best = self.classify(x)
         classes, odds = self.classes, self._odds
-        self._notice()
+        code = core.probabilities(self._memory, len(classes), self._p0, odds)
+        if code:
+            self._fail(code, len(classes))
+        if self._drift:
+            self._drift.note(odds[best])
         if top == 1:
             return classes[best], odds[best] / 32768
         from .show import ranking
@@ -235,7 +240,9 @@ class Net:
 
     def loss(self, x=None, label=None):
         """The sample's loss, in nats, without learning from it."""
-        return self._loss_from(0, self._feed_labelled(x, label)) / 65536
+        self._feed_labelled(x, label)
+        self._run(0, self._n_forward + 1, _LEARN)  # the loss comes right after the forward pass
+        return self._args[_LOSS] / 65536
 
     def apply(self):
         """Apply an unfinished batch."""
@@ -416,18 +423,13 @@ class Net:
         self.seed = seed
         self._args[_STEP] = step
         self._usual = self._mantissa
-        self._seen = self._recent = self._loss = 0
+        self._seen = self._recent = self._loss = self._pending = 0
         self.hit = False
         curve = self._curve
         for i in range(len(curve)):
             curve[i] = 0
         curve[_EVERY] = 1
         curve[_BEFORE] = step
-        self._drop_batch()
-
-    def _drop_batch(self):
-        """Forget the steps of an unfinished batch."""
-        self._pending = 0
         accum = self._memory[5]
         if accum:
             view, zeros = memoryview(accum), bytes(64)
@@ -455,78 +457,46 @@ class Net:
             trouble().wrong_sample(x, self.shape)
 
     def _feed_labelled(self, x, label):
-        """The sample's label as a number, with the sample in the input."""
+        """The sample into the input, and its label into the arguments."""
         if not self._can_learn:
             trouble().cannot_learn(self._name)
-        number = self._number(label)
+        self._args[_LABEL] = self._number(label)
         self._feed(x)
-        return number
-
-    def _notice(self):
-        """The probabilities of the classes, after a forward pass."""
-        n, odds = len(self.classes), self._odds
-        code = core.probabilities(self._memory, n, self._p0, odds)
-        if code:
-            self._fail(code, n)
-        if self._drift:
-            self._drift.note(odds[self._best()])
 
     def _learn(self, x, label, m, e):
         """One step at the rate m * 2**e, and what replay adds; returns the loss, Q16.
 
         Without replay it allocates nothing.
         """
-        keeper = self._keeper
-        label = self._feed_labelled(x, label)
-        self._run(keeper.keep(label) if keeper else 0, self._n_forward, _LEARN)
-        hit = self._best() == label
+        args, keeper = self._args, self._keeper
+        self._feed_labelled(x, label)
+        self._run(keeper.keep(args[_LABEL]) if keeper else 0, self._n_forward, _LEARN)
+        best = self._best()
+        hit = best == args[_LABEL]
         if self._drift:
-            self._notice()
+            self._drift.see(self, best)
+        args[_RATE_M] = m
+        args[_RATE_E] = e
         if keeper and keeper.aside:
-            loss = self._loss_from(self._n_forward, label)
+            self._run(self._n_forward, self._n_forward + 1, _LEARN)
         else:
-            loss = self._train(self._n_forward, label, m, e)
+            self._run(self._n_forward, self._n_ops, _LEARN, 1)
+        loss = args[_LOSS]
         self.hit = hit
         self._seen = min(self._seen + 1, _RECENT)
         self._recent += ((hit << 15) - self._recent) // self._seen
         self._loss += (loss - self._loss) // self._seen
         self._record(loss, hit)
+        if self._pending >= self.batch:
+            self.apply()
         if keeper:
             keeper.after(loss, m, e)
         return loss
 
-    def _train(self, first, label, m, e):
-        """A step from operator `first` on, at the rate m * 2**e; returns the loss, Q16."""
-        args = self._args
-        args[_LABEL] = label
-        args[_RATE_M] = m
-        args[_RATE_E] = e
-        self._run(first, self._n_ops, _LEARN, 1)
-        loss = args[_LOSS]
-        if self._pending >= self.batch:
-            self.apply()
-        return loss
-
-    def _loss_from(self, first, label):
-        """The loss, Q16, from operator `first` on."""
-        self._args[_LABEL] = label
-        self._run(first, self._n_forward + 1, _LEARN)  # the loss is the first one after the others
-        return self._args[_LOSS]
-
     def _record(self, loss, hit):
         """Into the history; when it is full, every two points become one."""
         h = self._curve
-        h[_STEPS] += 1
-        h[_LOSSES] += (loss + 512) >> 10
-        h[_HITS] += hit
-        if h[_STEPS] < h[_EVERY]:
-            return
-        i = _CURVE + 2 * h[_POINTS]
-        h[i] = h[_LOSSES]
-        h[i + 1] = h[_HITS]
-        h[_STEPS] = h[_LOSSES] = h[_HITS] = 0
-        h[_POINTS] += 1
-        if h[_POINTS] == _MOST_POINTS:
+        if h[_POINTS] >= _MOST_POINTS:
             half = h[_POINTS] = _MOST_POINTS // 2
             if h[_EVERY] < _MOST_STEPS:
                 h[_EVERY] *= 2
@@ -538,6 +508,15 @@ class Net:
                 h[_BEFORE] += h[_EVERY] * half
                 for i in range(_CURVE, _CURVE + _MOST_POINTS):
                     h[i] = h[i + _MOST_POINTS]
+        h[_STEPS] += 1
+        h[_LOSSES] += (loss + 512) >> 10
+        h[_HITS] += hit
+        if h[_STEPS] >= h[_EVERY]:
+            i = _CURVE + 2 * h[_POINTS]
+            h[i] = h[_LOSSES]
+            h[i + 1] = h[_HITS]
+            h[_STEPS] = h[_LOSSES] = h[_HITS] = 0
+            h[_POINTS] += 1
 
     def _diverges(self):
         """Whether the last samples cost much more than guessing would."""
@@ -613,7 +592,7 @@ class Net:
         args[_MODE] = mode
         args[_CLASSES] = len(self.classes)
         # MicroPython looks for Ctrl-C at jumps, and there is none until a step is counted too.
-        code = _run(memory, args, native.share)
+        code = _execute(memory, args, native.share)
         steps *= not code
         args[_STEP] += steps
         self._pending += steps

@@ -11,7 +11,11 @@ from micropython import const
 from .blobfile import read_json, trouble
 from .reservoir import Reservoir
 
-_LEARN = const(1)
+_LEARN = const(1)  # a mode of net._run; then positions in its arguments
+_LABEL = const(3)
+_RATE_M = const(5)
+_RATE_E = const(6)
+_LOSS = const(9)
 _META = const(72)  # where the blob's header says where the meta section is
 _CHUNK = const(4096)  # bytes of RAM in one piece, unless a sample takes more
 _BESIDE = const(8)  # bytes of a sample's two labels, and of its share of a piece
@@ -111,8 +115,25 @@ class Replay:
         """Learn from kept samples; returns the mean loss before these steps, in nats."""
         total = 0
         for _ in range(steps):
-            total += self._net._train(self.first, self.recall(), m, e) >> 6
+            total += self.learn(self.recall(), m, e) >> 6
         return total / max(steps, 1) / 1024
+
+    def learn(self, label, m, e):
+        """A step at the rate m * 2**e from what recall() has put into the arena; the loss, Q16."""
+        net = self._net
+        net._args[_RATE_M] = m
+        net._args[_RATE_E] = e
+        loss = self.loss(label, net._n_ops, 1)
+        if net._pending >= net.batch:
+            net.apply()
+        return loss
+
+    def loss(self, label, last=0, steps=0):
+        """The loss, Q16, of what recall() has put into the arena."""
+        net = self._net
+        net._args[_LABEL] = label
+        net._run(self.first, last or net._n_forward + 1, _LEARN, steps)
+        return net._args[_LOSS]
 
     def recall(self, slot=None):
         """Put a kept sample, any by default, into the arena; returns the number of its class."""

@@ -1,4 +1,4 @@
-"""What to say when something goes wrong: loaded when it does, and takes no RAM until then."""
+"""What to say when something goes wrong: loaded when it does, and gone when it is dealt with."""
 
 import sys
 

@@ -154,10 +154,10 @@ def input_table(graph: Graph, input_range: tuple[float, float] | None = None) ->
 
     The rule: real = low + pixel / 255 * (high - low), where (low, high) is the one of (-1, 1), (0,
     1) and (0, 255) that the input's own quantised range comes closest to.  Where a pixel is one
-    LSB, the table is pixel - 128.
+    LSB, the table is pixel - 128.  With an ``input_range`` any input takes pixels.
     """
     x = graph.input
-    if x.shape[2] not in (1, 3) or x.shape[0] < 2 or x.shape[1] < 2:
+    if input_range is None and (x.shape[2] not in (1, 3) or x.shape[0] < 2 or x.shape[1] < 2):
         return None
     pixel = np.arange(256)
     low, high = x.scale * (-128 - x.zero_point), x.scale * (127 - x.zero_point)
