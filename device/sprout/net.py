@@ -208,12 +208,16 @@ class Net:
     def learn(self, x=None, label=None, rate=None):
         """One training step; returns the sample's loss before it, in nats.
 
-        label: name or number of the class. rate: for this step only.
+        label: name or number of the class. rate: for this step only, not for what is rehearsed
+        after it.
         """
         m, e = self._usual, self._exponent
         if rate is not None:
             m, e = self._parts(rate)
-        return self._learn(x, label, m, e) / 65536
+        loss = self._learn(x, label, m, e)
+        if self._keeper:
+            self._keeper.after(loss, self._usual, self._exponent)
+        return loss / 65536
 
     def learn_all(self, samples, epochs=1, test=None, patience=2, keep=None, report=print):
         """Learn all samples, at a rate that falls smoothly from `rate` to 0 if they have a len().
@@ -464,9 +468,9 @@ class Net:
         self._feed(x)
 
     def _learn(self, x, label, m, e):
-        """One step at the rate m * 2**e, and what replay adds; returns the loss, Q16.
+        """One step at the rate m * 2**e; returns the loss, Q16.
 
-        Without replay it allocates nothing.
+        Without replay it allocates nothing. With it, its after() comes next.
         """
         args, keeper = self._args, self._keeper
         self._feed_labelled(x, label)
@@ -489,8 +493,6 @@ class Net:
         self._record(loss, hit)
         if self._pending >= self.batch:
             self.apply()
-        if keeper:
-            keeper.after(loss, m, e)
         return loss
 
     def _record(self, loss, hit):

@@ -114,7 +114,7 @@ class Replay:
         return self.first
 
     def after(self, loss, m, e):
-        """What learn() rehearses after a step of this loss, Q16, at the rate m * 2**e."""
+        """What is rehearsed after a new sample of this loss, Q16, at the rate m * 2**e."""
         if self.per_sample and self.used:
             self.rehearse(self.per_sample, m, e)
 
@@ -146,7 +146,9 @@ class Replay:
         """Put a kept sample, any by default, into the arena; returns the number of its class."""
         reservoir = self._mend()
         while reservoir.used:
+            self._torn = True
             at = reservoir.pick() if slot is None else slot
+            self._torn = False
             if self._store.read(at, *self._parts) >= 0:
                 return reservoir.labels[at]
             reservoir.set(at, -1)  # flash has damaged it
