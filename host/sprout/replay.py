@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from .blob import Blob
 from .engine import LEARN, Engine
 from .latent import Span, boundary, size
+from .places import DEVICE
 from .schedule import rate_at, rate_parts
 
 Array = np.ndarray
@@ -26,7 +26,7 @@ Array = np.ndarray
 
 def _of_the_device(name: str) -> Any:
     """Return a module of the device package that CPython runs too."""
-    path = Path(__file__).resolve().parents[2] / "device" / "sprout" / f"{name}.py"
+    path = DEVICE / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"{__package__}.{name}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
