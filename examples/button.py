@@ -20,18 +20,11 @@ train = sources.Packed("train", net, frame, net.classes)
 test = sources.Packed("test", net, frame, net.classes)
 
 
-def accuracy(name=None):
-    right = n = 0
-    for x, label in test:
-        if name in (None, label):
-            n += 1
-            right += net.predict(x)[0] == label
-    return 100 * right / n
-
-
-before, frogs = accuracy(), accuracy("frog")
+before = net.evaluate(test)
 for x, label in train:
     net.learn(x, label)
 net.save()
-print("objects: %.1f %% before, %.1f %% after %d pictures; frogs: %.1f %%, %.1f %%"
-      % (before, accuracy(), len(train), frogs, accuracy("frog")))  # fmt: skip
+after = net.evaluate(test)
+print("objects: %.1f %% before, %.1f %% after %d pictures"
+      % (before.accuracy * 100, after.accuracy * 100, len(train)))  # fmt: skip
+print(after)
