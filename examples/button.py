@@ -9,7 +9,7 @@ from sprout import sources
 net = sprout.load("net.sprout")
 net.restore("net.ckpt")  # cars and horses
 net.add_class("frog")
-net.rate = 0.01
+net.rate = 0.02
 frame = sprout.Frame(32, 32, "rgb888", net)
 
 # On a board with a camera, whoever holds something up holds the button with its name, too:
