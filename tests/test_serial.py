@@ -21,7 +21,7 @@ import pytest
 from nets import residual_net
 from sprout import cli
 from sprout import compile as compiler
-from sprout.board import install, package, wire
+from sprout.board import install, wire
 from sprout.board.serialsim import USB, Link, SerialBoard
 from sprout.engine import Engine
 
@@ -122,7 +122,7 @@ def test_install_sends_what_changed_and_no_more(board, blob, capsys):
     assert ".mpy 6.3 for x64" in out
     assert ">>> net = sprout.load('net.sprout')" in out
     files = board.files()
-    lib = {f"/lib/{name}": sha256(data) for name, data in package.files("x64").items()}
+    lib = {f"/lib/{name}": sha256(data) for name, data in install.library("x64").items()}
     assert lib.items() <= files.items()
     assert files["/net.sprout"] == sha256(blob.read_bytes())
     assert sprout("install", "--port", board.port, blob) == 0
@@ -477,7 +477,7 @@ def test_every_board_gets_its_module(arch):
     said = 6 | 3 << 8 | number << 10
     probe = install.Probe("micropython", [1, 27, 0], said, "", 0, "", 1, 0, 0, {})
     assert install.architecture(probe) == arch
-    assert mpy.read_mpy(package.files(arch)["sprout_core.mpy"]).arch == arch
+    assert mpy.read_mpy(install.library(arch)["sprout_core.mpy"]).arch == arch
 
 
 def test_usb_is_simulated_at_its_speed(tmp_path, local):

@@ -19,7 +19,7 @@ from .. import blob as blobs
 from ..graph import SproutError
 from ..places import device_module
 from ..progress import Reporter
-from . import package, sim
+from . import sim
 from .wire import SUFFIX, BoardError, Session, find_port
 
 from native_modules import mpy  # isort: skip  # places has put it on the path
@@ -116,11 +116,18 @@ def architecture(probe: Probe) -> str:
     return remedy[1]
 
 
+def library(arch: str) -> dict[str, bytes]:
+    """What goes into lib/ of a board: the package, precompiled, and its native modules."""
+    package = sorted((sim.library() / "sprout").iterdir())
+    files = {f"sprout/{file.name}": file.read_bytes() for file in package}
+    return files | {name: file.read_bytes() for name, file in sim.native_modules(arch).items()}
+
+
 def heap_needed(blob: blobs.Blob | None, arch: str) -> int:
     """The bytes of heap that Sprout takes at least, with a blob or without."""
     # The unix port and ESP32s keep native code elsewhere.
     in_heap = arch.startswith("arm")
-    code = mpy.code_bytes(sim.native_module(arch)) if in_heap else 0
+    code = mpy.code_bytes(sim.native_modules(arch)["sprout_core.mpy"]) if in_heap else 0
     if blob is None:
         return code + PACKAGE_HEAP
     buffers = blob.arena_len + blob.trained_len + blob.scratch_len
@@ -271,7 +278,7 @@ def install(
         check_heap(name, blob, probe, arch)
     if not files:
         check_heap("Sprout", None, probe, arch)
-    lib = {f"{probe.lib}/{name}": data for name, data in package.files(arch).items()}
+    lib = {f"{probe.lib}/{name}": data for name, data in library(arch).items()}
     folder = f"{probe.lib}/sprout"
     stale = [
         f"{folder}/{name}"

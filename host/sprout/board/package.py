@@ -1,4 +1,4 @@
-"""What goes onto a board besides blobs, and packages of it that MicroPython's ``mip`` installs."""
+"""Packages of Sprout that MicroPython's ``mip`` installs."""
 
 from __future__ import annotations
 
@@ -8,24 +8,9 @@ from pathlib import Path
 
 import click
 
-from . import sim
+from .install import library
 
 from native_modules import build  # isort: skip  # places has put it on the path
-
-
-def native_modules(arch: str) -> dict[str, Path]:
-    """Return the native modules for an architecture by their names on a board."""
-    committed = sorted(build.PREBUILT.glob(f"*_{arch}.mpy"))
-    found = {file.name.replace(f"_{arch}.mpy", ".mpy"): file for file in committed}
-    return found | {"sprout_core.mpy": sim.native_module(arch)}
-
-
-def files(arch: str) -> dict[str, bytes]:
-    """Return what goes into a board's lib/: names and contents of the device package, precompiled,
-    and the native modules for ``arch``."""
-    package = sorted((sim.library() / "sprout").glob("*.mpy"))
-    found = {f"sprout/{file.name}": file.read_bytes() for file in package}
-    return found | {name: file.read_bytes() for name, file in native_modules(arch).items()}
 
 
 def write_mip(folder: Path, arch: str) -> Path:
@@ -34,7 +19,7 @@ def write_mip(folder: Path, arch: str) -> Path:
     Its URLs are relative, so the folder can lie on any web server or in a repository.
     """
     out = folder / arch
-    contents = files(arch)
+    contents = library(arch)
     for name, content in contents.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(content)
