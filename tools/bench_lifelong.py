@@ -58,7 +58,7 @@ from sprout.engine import load_library
 from sprout.frontends.head import replace_head
 from sprout.learning import DEFAULT_RATE
 from sprout.lifelong import Method, Stream
-from sprout.replay import Replay, fingerprint
+from sprout.replay import Replay, Reservoir, fingerprint
 
 Array = np.ndarray
 FOLDER = "bench-lifelong"
@@ -71,7 +71,6 @@ REHEARSE = 2
 JOINT_RATES = (0.001, 0.002, 0.004)
 NEW = (1.0, 0.5, 0.25, 0.125)
 
-RESERVOIR = common.ROOT / "device" / "sprout" / "reservoir.py"
 MCUNET, PROXYLESS = "mcunet-5fps", "proxyless-w0.3"
 DEEP = "b10,33:1/4,36:1/4,39:1/4"
 """All that learns lies behind the last change of resolution: latents of 4 x 4 x 96."""
@@ -262,12 +261,24 @@ def room(case: Case, size: int, form: str | None = None) -> int:
 
 
 @functools.cache
+def policy() -> str:
+    """Return a digest of what replay keeps and picks in a long stream; code that changes without
+    changing that keeps it."""
+    reservoir, found = Reservoir(20, 1), []
+    for t in range(3000):
+        if t % 600 == 0:
+            lifelong.introduce(reservoir, 2 + t // 300)
+        found += [reservoir.offer((t * t + t // 7) % (2 + t // 300)), reservoir.pick()]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
+
+@functools.cache
 def code(case: Case, seed: int) -> list[str]:
     """Return digests of what a case runs: of its data, its policy and its arithmetic."""
     how = (lifelong.Learner, lifelong.learn, lifelong.joint, lifelong.introduce)
     things = (*how, DATA[case.dataset], Data.stream, dark, grey, blurred, logmel.picture)
-    text = "".join(inspect.getsource(thing) for thing in things) + RESERVOIR.read_text()
-    return [hashlib.sha256(text.encode()).hexdigest()[:16], fingerprint(compiled(case, seed))]
+    digest = hashlib.sha256("".join(map(inspect.getsource, things)).encode()).hexdigest()[:16]
+    return [digest, policy(), fingerprint(compiled(case, seed))]
 
 
 def key(run: Run, quick: bool) -> dict[str, Any]:

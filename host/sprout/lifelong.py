@@ -62,9 +62,13 @@ class Stream:
 @dataclass(frozen=True)
 class Method:
     """How a board learns: at one ``rate``, with ``rehearse`` kept samples after each new one, from
-    a replay buffer of ``slots`` samples.  New samples are learned at ``new`` times the rate, which
-    on the board is ``net.learn(x, label, rate=new * net.rate)``: kept samples are soon known by
-    heart, have small gradients, and lose against new ones that are learned at the same rate."""
+    a replay buffer of ``slots`` samples.
+
+    New samples are learned at ``new`` times the rate: kept ones are soon known by heart, have
+    small gradients, and lose against new ones at the same rate.  On the board that is
+    ``net.replay(size, per_sample=0)`` and then, for each sample, ``net.learn(x, label, rate=new *
+    net.rate)`` and ``net.rehearse(rehearse)``.
+    """
 
     rate: float
     rehearse: int = 0
