@@ -189,6 +189,31 @@ def test_gains_follow_the_loss_which_is_less_noisy():
     assert gains.weights == pytest.approx({(7, half): 0.0, (8, half): 0.0})
 
 
+def results(losses):
+    return {plan: [{"right": 1, "of": 1, "loss": loss}] for plan, loss in losses.items()}
+
+
+def test_plans_with_many_biases_are_tried_too():
+    """A weight that is worth more than biases leaves no room for them; training may disagree."""
+    network = Footprint(residual_net())
+
+    def gain(loss):
+        return Gain(10 * loss, 0.0, [10 * loss], loss)
+
+    biases = {k: gain(0.01 * k) for k in range(2, 6)}
+    found = Contributions({}, [50.0], 5, biases, {(3, Fraction(1)): gain(1.0)})
+    ram = max(network.cost(plans.parse(text, 5)).ram for text in ("3:1", "b4"))
+    assert network.cost(plans.parse("b4,3:1", 5)).ram > ram
+    choices = choose.trials(network, found, ram)
+    assert 3 in choices[0].plan.weights
+    assert max(choice.plan.biases for choice in choices) >= 3
+    assert len({str(choice.plan) for choice in choices}) == len(choices) > 1
+    assert all(choice.cost.ram <= ram for choice in choices)
+    losses = {str(choice.plan): 1.0 - i for i, choice in enumerate(choices)}
+    assert choose.winner(choices, results(losses)) is choices[-1]
+    assert choose.winner(choices[:1], {}) is choices[0]
+
+
 class FakeBench:
     """A bench whose plans are right as often as a formula says."""
 

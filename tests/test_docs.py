@@ -97,13 +97,13 @@ def fragments(sentence: str) -> list[str]:
 MESSAGES = re.findall(r"`([^`]+)`", (ROOT / "docs" / "troubleshooting.md").read_text())
 
 
+NO_MESSAGE = re.compile(r"^[<,%]|^- x86|^x64|>$|^epoch|sprout\.help\(")  # reprs, tables
+
+
 def test_every_message_of_the_board_is_explained():
     explained = "\n".join(MESSAGES)
-    wanted = [
-        text
-        for text in sentences(ROOT / "device")
-        if text.count(" ") >= 3 and not re.search(r"^[<,]|^- x86|^x64| bytes of RAM>", text)
-    ]
+    said = sentences(ROOT / "device")
+    wanted = [text for text in said if text.count(" ") >= 3 and not NO_MESSAGE.search(text)]
     assert len(wanted) > 40
     missing = [text for text in wanted if not all(f in explained for f in fragments(text))]
     assert not missing
@@ -114,6 +114,6 @@ def test_every_explained_message_exists():
     known += "no module named 'sprout'"  # says MicroPython
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
     bold = re.findall(r"\*\*`([^`]+)`\*\*", text)
-    assert len(bold) > 50
+    assert len(bold) > 40
     unknown = [message for message in bold if not all(f in known for f in fragments(message))]
     assert not unknown, unknown

@@ -99,11 +99,11 @@ def test_the_board_learns_the_same_bytes(tmp_path, form, rehearse):
     size = 11 * (record + lifelong.BESIDE) + 5
     path = tmp_path / "net.sprout"
     path.write_bytes(net.to_bytes())
+    method = Method(0.01, rehearse, lifelong.slots(size, record), new=0.3)
     found = lifelong.learn_on_board(
-        path, x[np.concatenate(stream.tasks)], stream, Method(0.01, rehearse), SEED,
+        path, x[np.concatenate(stream.tasks)], stream, method, SEED,
         size=size, form=form,
     )  # fmt: skip
-    method = Method(0.01, rehearse, lifelong.slots(size, record))
     expected = lifelong.learn(net, Replay.of(net, x), stream, method, SEED, test=False)
     assert found.pop("slots") == method.slots == 11
     assert expected.pop("matrix") == []

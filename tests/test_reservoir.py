@@ -85,19 +85,6 @@ def test_nothing_to_rehearse():
     assert none.pick() is None
 
 
-def test_classes_are_removed_and_renumbered():
-    reservoir = Reservoir(12, 4)
-    for t in range(60):
-        reservoir.offer(t % 3)
-    reservoir.drop(0)
-    reservoir.move(2, 0)
-    assert balance(reservoir) == [4, 4, 0]
-    assert list(reservoir.seen) == [20, 20, 0]
-    slots = [reservoir.offer(2) for _ in range(4)]
-    assert None not in slots
-    assert balance(reservoir) == [4, 4, 4]
-
-
 def test_a_slot_that_was_not_written_is_empty_again():
     reservoir = Reservoir(2, 5)
     slot = reservoir.offer(1)

@@ -276,10 +276,8 @@ BAD = {
     "drops": Link(rate=200_000, drop=1 / 1500, seed=1),
     "duplicates": Link(rate=200_000, duplicate=1 / 1000, seed=2),
     "corrupts": Link(rate=200_000, corrupt=1 / 1500, seed=3),
-    "delays": Link(rate=200_000, stall=1 / 2000, seed=4),
-    "everything": Link(
-        rate=200_000, drop=1 / 3000, duplicate=1 / 3000, corrupt=1 / 3000, stall=1 / 5000, seed=5
-    ),
+    "delays": Link(rate=200_000, stall=1 / 2000, stall_seconds=0.1, seed=4),
+    "everything": Link(rate=200_000, drop=1 / 4000, duplicate=1 / 4000, corrupt=1 / 4000, seed=5),
 }
 
 
@@ -297,7 +295,7 @@ def test_files_arrive_whole_over_a_bad_link(link, tmp_path):
 @pytest.mark.parametrize("via", ["ampy", "mpremote"])
 def test_the_commands_work_over_a_bad_link(via, tmp_path, blob, local, capsys):
     odds = 1 / 25_000
-    link = Link(drop=odds, duplicate=odds, corrupt=odds, stall=odds, seed=6)
+    link = Link(drop=odds, duplicate=odds, corrupt=odds, stall=odds, stall_seconds=0.1, seed=6)
     with SerialBoard(tmp_path / "flash", link=link) as board:
         options = ("--port", board.port, "--via", via)
         assert sprout("install", blob, *options) == 0
@@ -407,7 +405,8 @@ def test_something_else_at_the_port(capsys, monkeypatch):
 
 def test_other_firmware(tmp_path, blob, capsys):
     changed = {"_mpy": ABI_6_2, "version": (1, 22, 0, "")}
-    with SerialBoard(tmp_path / "flash", blocks=32, changed=changed) as board:
+    flash = tmp_path / "flash"
+    with SerialBoard(flash, blocks=32, changed=changed, raw_paste=False) as board:
         told = complaint(capsys, "install", "--port", board.port, blob)
         assert told == (
             "The board has MicroPython 1.22.0, and this firmware takes .mpy 6.2 for armv6m, "
@@ -417,7 +416,7 @@ def test_other_firmware(tmp_path, blob, capsys):
         assert sprout("doctor", "--port", board.port) == 1
         assert re.search(r"firmware\s+FAILED.*MicroPython 1\.22", capsys.readouterr().out)
         assert board.files() == {}
-    with SerialBoard(tmp_path / "flash", blocks=32, changed={"name": "circuitpython"}) as board:
+    with SerialBoard(flash, blocks=32, changed={"name": "circuitpython"}) as board:
         told = complaint(capsys, "install", "--port", board.port)
         assert "runs circuitpython: install MicroPython" in told
 
@@ -440,6 +439,18 @@ def test_a_board_without_space_changes_nothing(tmp_path, blob, local, capsys):
         assert board.files() == {"/more.bin": sha256(bytes(20_000))}
         told = complaint(capsys, "put", local, "--port", board.port, "--delete", "no.bin")
         assert told == "/no.bin is not on the board, which has /more.bin."
+
+
+def test_a_file_system_that_fills_up_after_all_keeps_the_old_file(
+    tmp_path, local, capsys, monkeypatch
+):
+    with SerialBoard(tmp_path / "flash", blocks=12) as board:
+        assert sprout("put", local, "--port", board.port) == 0
+        local.write_bytes(bytes(60_000))
+        monkeypatch.setattr(install.Probe, "room_for", lambda probe, size: 0)
+        told = complaint(capsys, "put", local, "--port", board.port)
+        assert re.search(r"has [\d,]+ bytes of room and /data.bin needs [\d,]+ more", told)
+        assert board.files() == {"/data.bin": sha256(DATA)}
 
 
 def test_a_board_without_heap_changes_nothing(tmp_path, person_model, capsys):

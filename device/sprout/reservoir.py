@@ -77,23 +77,6 @@ class Reservoir:
             self.used += 1
         self.labels[slot] = label
 
-    def drop(self, label):
-        """Empty the slots of a class and forget that it was seen."""
-        self.move(label, -1)
-
-    def move(self, label, to):
-        """Give the samples of a class another number, which no sample has."""
-        self._meet(max(label, to))
-        labels = self.labels
-        for slot in range(len(labels)):
-            if labels[slot] == label:
-                self.set(slot, to)
-        if to >= 0:
-            self.seen[to] = self.seen[label]
-        self.seen[label] = 0
-        for i in range(len(self._full)):  # whoever is largest now is found again
-            self._full[i] = 0
-
     def state(self):
         """What `restore` needs beside the labels, int32: the generator, then what was seen."""
         state = array("i", [self._random])

@@ -40,9 +40,6 @@ from .progress import Reporter
 
 BEST_SHOWN = 12
 
-ALONE = 0.5
-"""The share of ``choose.SHARES`` that is taken where no training tells."""
-
 
 @dataclass
 class Wanted:
@@ -130,7 +127,7 @@ def choose_plan(
             choices = choose.trials(network, found, want.ram, macs, make, report)
             bench = bench.whole()
         else:
-            gains = choose.rule(network) if found is None else choose.from_analysis(found, ALONE)
+            gains = choose.rule(network) if found is None else choose.from_analysis(found)
             choices = [choose.best(network, gains, want.ram, macs, make, report)]
         tried = [str(choice.plan) for choice in choices] or [str(plan)]
         results = bench.run(["last", *tried], "trying") if bench else {}

@@ -2,9 +2,9 @@
 
 Gains add up to first order ('On-Device Training Under 256KB Memory', equation 3): the gain of the
 last K biases and of each part of a weight, measured (``analyze``) or by a rule (``rule``).
-Weights gain less together than one by one, and how much less only training tells: ``trials`` gives
-the optimum for each of some shares, and the one that trains best is taken (``winner``).  Memory
-does not add up: the arena is the peak over the whole schedule of saved activations, masks,
+A few samples say little of what deep biases are worth to many: ``trials`` gives the optimum among
+all plans and among those with many biases, and the one that trains best is taken (``winner``).
+Memory does not add up: the arena is the peak over the whole schedule of saved activations, masks,
 gradients and row buffers.  Within a case (``footprint``) it is the greatest of sums that are
 linear in the choices, so ``best`` poses a mixed-integer programme for each case and lets HiGHS
 (scipy.optimize.milp) solve it to proven optimality:
@@ -24,6 +24,7 @@ that is returned has been compiled and fits.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import time
@@ -47,8 +48,8 @@ TIE = 1e-3
 PATIENCE = 6
 """Plans that are compiled and do not fit before the search allows itself fewer bytes."""
 
-SHARES = (1.0, 0.5, 0.25)
-"""What weights gain together, as shares of the sum of what each gains: those that are tried."""
+LEAST = (0.0, 0.25, 0.5)
+"""Shares of all biases that learn at least in the plans that are tried."""
 
 DECAY, BIAS, DEPTHWISE = 0.97, 1 / 16, 1 / 16
 """The numbers of ``rule``."""
@@ -70,8 +71,8 @@ class Gains:
         return biases + sum(self.weights[key] for key in plan.weights.items())
 
 
-def from_analysis(found: Contributions, share: float = 1.0) -> Gains:
-    """Return measured gains in points, freed from most of their noise, of weights ``share`` of it.
+def from_analysis(found: Contributions) -> Gains:
+    """Return measured gains in points, freed from most of their noise.
 
     A few hundred held-out answers tell accuracies apart to about a point, and that is what whole
     layers are worth.  Their loss tells more: the gain of a candidate is how much it lowers the
@@ -100,7 +101,7 @@ def from_analysis(found: Contributions, share: float = 1.0) -> Gains:
     for i in sorted({i for i, _ in found.weights}):
         keys = sorted(key for key in found.weights if key[0] == i)
         weights |= dict(zip(keys, rising([found.weights[key] for key in keys]), strict=True))
-    return Gains(biases, {key: share * gain for key, gain in weights.items()})
+    return Gains(biases, weights)
 
 
 def rule(network: Footprint) -> Gains:
@@ -380,13 +381,17 @@ def trials(
     build: Callable[[UpdatePlan], Blob] | None = None,
     report: Reporter | None = None,
 ) -> list[Choice]:
-    """Return the optimum for each of ``SHARES``, each plan once: one leans on weights, another on
-    biases.  Raises SproutError as ``best`` does."""
+    """Return the optimum, and that with at least each of ``LEAST`` of the biases, each plan once.
+    Raises SproutError as ``best`` does."""
+    gains = from_analysis(found)
+    ahead = sum(gain for gain in gains.weights.values() if gain > 0)  # of any sum of weights
     choices: list[Choice] = []
-    for share in SHARES:
-        choice = best(network, from_analysis(found, share), ram, macs, build, report)
+    for least in LEAST:
+        bonus = ahead if least else 0.0
+        some = {k: g + bonus for k, g in gains.biases.items() if k >= least * len(network.convs)}
+        choice = best(network, Gains(some, gains.weights), ram, macs, build, report)
         if choice.plan not in [other.plan for other in choices]:
-            choices.append(choice)
+            choices.append(dataclasses.replace(choice, gain=gains.of(choice.plan)))
     return choices
 
 

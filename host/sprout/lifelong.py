@@ -62,11 +62,14 @@ class Stream:
 @dataclass(frozen=True)
 class Method:
     """How a board learns: at one ``rate``, with ``rehearse`` kept samples after each new one, from
-    a replay buffer of ``slots`` samples."""
+    a replay buffer of ``slots`` samples.  New samples are learned at ``new`` times the rate, which
+    on the board is ``net.learn(x, label, rate=new * net.rate)``: kept samples are soon known by
+    heart, have small gradients, and lose against new ones that are learned at the same rate."""
 
     rate: float
     rehearse: int = 0
     slots: int = 0
+    new: float = 1.0
 
 
 def average_accuracy(matrix: Matrix) -> float:
@@ -105,12 +108,12 @@ class _Learner:
         self.rate, self.seed, self.steps = rate_parts(rate), seed, 0
         self.classes = blob.n_classes
 
-    def step(self, i: int) -> None:
-        """Learn from sample i."""
+    def step(self, i: int, rate: tuple[int, int] | None = None) -> None:
+        """Learn from sample i, at the parts of a rate of its own or at the usual one."""
         self.inputs.put(self.engine.arena, i)
         self.engine.run_ops(
             self.inputs.cut, len(self.engine.blob.ops), LEARN, label=int(self.labels[i]),
-            rate=self.rate, seed=self.seed, step=self.steps, n_classes=self.classes,
+            rate=rate or self.rate, seed=self.seed, step=self.steps, n_classes=self.classes,
         )  # fmt: skip
         self.steps += 1
 
@@ -139,6 +142,7 @@ def learn(
     of what is kept.  Without ``test`` the matrix is empty.
     """
     net = _Learner(blob, inputs, stream.labels, method.rate, seed)
+    new = rate_parts(method.rate * method.new)
     reservoir = Reservoir(method.slots, seed)
     held = np.zeros(method.slots, np.int64)
     matrix: list[list[float]] = []
@@ -149,7 +153,7 @@ def learn(
             slot = reservoir.offer(int(stream.labels[i]))
             if slot is not None:
                 held[slot] = i
-            net.step(i)
+            net.step(i, new)
             for _ in range(method.rehearse if reservoir.used else 0):
                 net.step(held[reservoir.pick()])
         if test:
@@ -202,6 +206,7 @@ def learn_on_board(
     config = {
         "blob": sim.on_flash(blob),
         "rate": method.rate,
+        "new_rate": method.rate * method.new,
         "seed": seed,
         "size": size,
         "form": form,

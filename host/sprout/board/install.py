@@ -68,11 +68,12 @@ class Probe:
         return f"{self.root}/lib"
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of each file, by path."""
+        """The bytes of each whole file, by path."""
         return {
             f"{folder}/{name}": int(size)
             for folder, files in self.files.items()
             for name, size in files
+            if not name.endswith(SUFFIX)
         }
 
     def room_for(self, size: int) -> int:

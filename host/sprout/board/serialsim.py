@@ -224,8 +224,8 @@ class SerialBoard:
     flash: the file of its flash, made where there is none.  board, heap: as in ``sim.command``.
     blocks: of 4 096 bytes, the board's file system if None.  link: of the cable.  changed: what
     sys.implementation says in place of the truth, such as {"_mpy": 0x1206}.  erase_ms: how long
-    flash takes to erase a block.  ``passed`` counts the bytes that went through the cable, in both
-    directions.
+    flash takes to erase a block.  raw_paste: False for a REPL as before MicroPython 1.14.
+    ``passed`` counts the bytes that went through the cable, in both directions.
     """
 
     def __init__(
@@ -238,10 +238,11 @@ class SerialBoard:
         link: Link | None = None,
         changed: Mapping[str, Any] | None = None,
         erase_ms: int = 0,
+        raw_paste: bool = True,
     ) -> None:
         self.blocks = blocks or sim._board(board).filesystem // BLOCK
         self.flash, self.changed, self.erase_ms = flash.absolute(), changed, erase_ms
-        self.link = link or Link()
+        self.link, self.raw_paste = link or Link(), raw_paste
         if not flash.exists():
             with flash.open("wb") as file:
                 file.truncate(self.blocks * BLOCK)
@@ -387,7 +388,10 @@ class SerialBoard:
             self._stop()
             self._to_host.send(self._count(b"MPY: soft reboot\r\n"), now)
             self._start()
-        self._for_board += self._to_board.arrived(now)
+        arrived = self._to_board.arrived(now)
+        if not self.raw_paste:
+            arrived = arrived.replace(b"\x05A\x01", b"\x01")
+        self._for_board += arrived
         self._for_host += self._to_host.arrived(now)
         if self._phase in ("user", "running"):
             self._for_board = self._for_board[self._give(self._for_board) :]

@@ -13,7 +13,6 @@ import base64
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import random
 import re
@@ -25,8 +24,8 @@ from typing import Any, Protocol
 
 import serial
 from ampy.pyboard import Pyboard, PyboardError
+from mpremote import transport_serial
 from mpremote.transport import TransportError, TransportExecError
-from mpremote.transport_serial import SerialTransport
 from serial.tools import list_ports
 
 from ..graph import SproutError
@@ -232,10 +231,12 @@ class AmpyWire(Pyboard):
             raise LinkError("no prompt")
         self.serial.write(b"\x05A\x01")
         answer = self._take(2, 2 * wait)
+        if answer == b"ra":  # MicroPython before 1.14 starts the raw REPL anew
+            self.read_until(1, b">", wait)
+        if answer in (b"ra", b"R\x00"):
+            self._write_slowly(command)
+            return
         if answer != b"R\x01":
-            if answer == b"R\x00" or b"raw REPL".startswith(answer) and answer:
-                self._heard[:0] = b">"
-                return super().exec_raw_no_follow(command)
             raise LinkError("no raw-paste mode")
         (window,) = struct.unpack("<H", self._take(2, wait).ljust(2, b"\0"))
         if not 0 < window <= 4096:
@@ -254,7 +255,15 @@ class AmpyWire(Pyboard):
         self.serial.write(b"\x04")
         if b"\x04" not in self.read_until(1, b"\x04", wait):
             raise LinkError("the end did not arrive")
-        return None
+
+    def _write_slowly(self, command: bytes) -> None:
+        """Send a program without flow control, as ampy does."""
+        for at in range(0, len(command), 256):
+            self.serial.write(command[at : at + 256])
+            time.sleep(0.01)
+        self.serial.write(b"\x04")
+        if self._take(2, _REPLY * self.patience) != b"OK":
+            raise LinkError("the program did not arrive")
 
     def execute(self, program: bytes, timeout: float) -> bytes:
         """Return what a program prints; raises LinkError and Complaint."""
@@ -276,7 +285,10 @@ class AmpyWire(Pyboard):
             super().close()
 
 
-class _Transport(SerialTransport):
+transport_serial.print = lambda *args: None  # what it did not expect: that is for us to say
+
+
+class _Transport(transport_serial.SerialTransport):
     """mpremote's connection, which gives up sooner."""
 
     def read_until(
@@ -335,10 +347,9 @@ class MpremoteWire:
 
 @contextlib.contextmanager
 def _translated(port: str) -> Iterator[None]:
-    """What the libraries raise, as this module's errors; and without what they print."""
+    """What the libraries raise, as this module's errors."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     except serial.SerialTimeoutException:
         raise LinkError("the board takes nothing") from None
     except (OSError, serial.SerialException):
@@ -400,15 +411,16 @@ class Session:
         digest = hashlib.sha256(source).hexdigest()
         pieces = [source[i : i + PIECE] for i in range(0, len(source), PIECE)]
         for _ in range(3):
-            self._persist(_BOOTSTRAP, b"{}")
-            for i, piece in enumerate(pieces):
-                check = hashlib.sha256(piece).hexdigest()[:8]
-                self._persist(f"P({i},{piece!r},b{check!r})".encode(), str(i).encode())
             try:
+                self._persist(_BOOTSTRAP, b"{}")
+                for i, piece in enumerate(pieces):
+                    check = hashlib.sha256(piece).hexdigest()[:8]
+                    self._persist(f"P({i},{piece!r},b{check!r})".encode(), str(i).encode())
                 self._persist(f"P(-1,b'',b{digest!r})".encode(), b"agent", 3)
                 return
-            except Silent:
-                continue
+            except (Silent, _Restarted):  # the collector itself may have come through damaged
+                if self._silences == 2:
+                    break
         raise Silent(_silence(self.port, ""))
 
     def _persist(self, program: bytes, expected: bytes, attempts: int | None = None) -> None:
@@ -494,7 +506,7 @@ class Session:
             attempts = None if smallest else 2
             try:
                 result = self.call(
-                    f"size = {self.chunk}\n{code}", data[: self.chunk], 1, attempts
+                    f"size = {self.chunk}\n{code}", data[: self.chunk], 1 + bool(data), attempts
                 )
             except BoardError as error:
                 if error.kind != "MemoryError" or smallest:

@@ -147,4 +147,9 @@ def read(path, at, size):
         return binascii.b2a_base64(file.read(size)).decode().strip()
 
 
+def P(*args):
+    """In place of what collected this file: says again that it is here."""
+    print("agent")
+
+
 gc.collect()

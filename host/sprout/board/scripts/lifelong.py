@@ -22,7 +22,7 @@ def main():
         for _ in range(samples):
             frames.readinto(net.input)
             labels.readinto(two)
-            net.learn(net.input, two[0] | two[1] << 8)
+            net.learn(net.input, two[0] | two[1] << 8, config["new_rate"])
     counts = buffer.counts()
     result = {"digest": net.digest(), "steps": net.step, "slots": buffer.capacity}
     result["kept"] = [counts[name] for name in net.classes]
