@@ -131,7 +131,7 @@ def test_install_sends_what_changed_and_no_more(board, blob, capsys):
         session.call("import os\nwith open('/lib/sprout/net.mpy', 'ab') as f: f.write('x')")
         session.call("with open('/lib/sprout/net.py', 'w') as f: f.write('0/0')")
     assert sprout("install", "--port", board.port, "--via", "mpremote", blob) == 0
-    assert "1 files sent: /lib/sprout/net.mpy\n" in capsys.readouterr().out
+    assert "Sent 1 of Sprout's files into /lib.\n" in capsys.readouterr().out
     assert board.files() == files  # and the net.py that would have been imported is gone
 
 
