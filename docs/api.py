@@ -95,8 +95,10 @@ def public(tree: ast.Module | ast.ClassDef) -> list[Definition]:
 
 
 def docstring(item: ast.Module | Definition) -> str:
-    """The docstring; bars and stars in it are those of formulas, not of reStructuredText."""
-    parts = re.split("(`+[^`]+`+)", ast.get_docstring(item) or "")
+    """The docstring; bars and stars in it are those of formulas, what is indented is a program."""
+    text = ast.get_docstring(item) or ""
+    text = re.sub(r"(?<!::)\n\n(?=    \S)", "\n\n::\n\n", text)
+    parts = re.split(r"(`+[^`]+`+|(?<=::)\n\n(?:    .*\n?|\n)+)", text)
     parts[::2] = [re.sub(r"(?<!^)[|*]", r"\\\g<0>", part, flags=re.M) for part in parts[::2]]
     return "".join(parts) + "\n\n"
 

@@ -415,13 +415,15 @@ def build_frame(arch: str, out: Path | None = None) -> Path:
     return build_module(frame_sources(), arch, out or BUILD / f"sprout_frame_{arch}.mpy")
 
 
-def find_natmod(arch: str) -> Path:
-    """The committed module where it is made of these sources, else one built now."""
+def find_natmod(arch: str, frame: bool = False) -> Path:
+    """The committed module (`frame`: that of sprout.Frame) where it is made of these sources, else
+    one built now."""
     path = PREBUILT / "manifest.json"
-    entry = json.loads(path.read_text())["modules"].get(arch) if path.exists() else None
-    if entry and entry["source_digest"] == source_digest(arch):
+    content = json.loads(path.read_text()) if path.exists() else {}
+    entry = content.get("frames" if frame else "modules", {}).get(arch)
+    if entry and entry["source_digest"] == source_digest(arch, frame):
         return PREBUILT / str(entry["file"])
-    return build_natmod(arch)
+    return build_frame(arch) if frame else build_natmod(arch)
 
 
 def operators_of(blob: Path) -> set[int]:

@@ -10,11 +10,13 @@ block says how:
 
 A comment before a block says more: `<!-- BLOB.sprout -->`, before pycon or python, that
 MicroPython runs it with this blob on a Pico, where `BOARD` is defined; `<!-- skip: REASON -->`
-that it is not run here, for one of SKIPS.
+that it is not run here, for one of SKIPS.  Commands for a port of PORTS get that of a simulated
+board, which is there until the story ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -22,6 +24,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sprout.board.serialsim import SerialBoard
+
+PORTS = {"/dev/ttyACM0": "pico", "/dev/ttyUSB0": "esp32"}
 SKIPS = (
     "sets up",  # what the test has done in its own way
     "needs a board",
@@ -29,10 +34,11 @@ SKIPS = (
     "another repository",  # MicroPython's own
 )
 BOARD = """
-class camera:  # some camera
+class camera:  # some camera, in the dark
     @staticmethod
     def readinto(buffer):
-        buffer[:] = bytes(len(buffer))
+        for i in range(len(buffer)):
+            buffer[i] = 0
 frame = bytes(96 * 96 * 3)
 """
 _TYPED = """
@@ -89,6 +95,35 @@ def blocks(page: Path) -> list[Block]:
 def run(story: list[Block], folder: Path, programs: Path) -> Iterator[Block]:
     """Run the blocks of a story in a folder, with `programs` first on the path; yields each that
     has run."""
+    with contextlib.ExitStack() as stack:
+        yield from _run(story, folder, programs, Ports(folder, stack))
+
+
+class Ports:
+    """The simulated boards of a story, made when they are first asked for."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+        self._boards: dict[str, SerialBoard] = {}
+
+    def here(self, command: str) -> str:
+        """A command of a page with the ports that there are on this machine."""
+        for name, board in PORTS.items():
+            if name in command and name not in self._boards:
+                simulated = SerialBoard(self._folder / f"{board}.flash", board)
+                self._boards[name] = self._stack.enter_context(simulated)
+        for name, simulated in self._boards.items():
+            command = command.replace(name, simulated.port)
+        return command
+
+    def there(self, output: str) -> str:
+        """What a command printed, with the ports of the page."""
+        for name, simulated in self._boards.items():
+            output = output.replace(simulated.port, name)
+        return output
+
+
+def _run(story: list[Block], folder: Path, programs: Path, ports: Ports) -> Iterator[Block]:
     output = ""
     for block in story:
         if block.note.startswith("skip: "):
@@ -96,7 +131,9 @@ def run(story: list[Block], folder: Path, programs: Path) -> Iterator[Block]:
             output = ""
             continue
         if block.language == "sh":
-            output = "".join(_shell(block, line, folder, programs) for line in block.commands)
+            commands = map(ports.here, block.commands)
+            printed = [_shell(block, command, folder, programs) for command in commands]
+            output = ports.there("".join(printed))
         elif block.language == "text":
             if not output:
                 continue

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import documents
 import pytest
+from sprout import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -60,6 +61,16 @@ def test_docs_build_without_a_warning(tmp_path):
     assert "The next rows of a frame" in (tmp_path / "device.html").read_text()
     pictures = {file.name for file in (tmp_path / "_images").iterdir()}
     assert pictures >= {"arena.png", "plans.png", "curves.png"}
+
+
+def test_every_command_and_every_bench_is_in_the_docs():
+    commands = (ROOT / "docs" / "commands.md").read_text()
+    for name in cli.cli.commands:
+        assert f"`sprout {name}" in commands, name
+    pages = "".join(page.read_text() for page in PAGES)
+    for bench in (ROOT / "tools").glob("bench_*.py"):
+        name = bench.stem.removeprefix("bench_")
+        assert name == "common" or f"bench-{name}" in pages, name
 
 
 # --- troubleshooting.md -------------------------------------------------------------------------

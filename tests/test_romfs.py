@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from nets import residual_net
 from sprout import blob as blobs
 from sprout import cli
-from sprout.board import package, romfs, sim
-from sprout.compile import compile_model
+from sprout.board import install, romfs, sim
+from sprout.board.serialsim import SerialBoard
+from sprout.compile import compile_graph, compile_model
 
 HEAP = 4 << 20  # the image itself lies in it, for want of a mapped flash
 MOUNT = "import gc, json, sys, vfs; gc.collect(); "
@@ -132,4 +135,30 @@ def test_the_image_is_the_boards(folder, tmp_path):
     out = tmp_path / "pico.romfs"
     words = ["romfs", str(folder / "net.sprout"), "--board", "pico", "-o", str(out)]
     assert cli.main(words) == 0
-    assert package.files("armv6m")["sprout_core.mpy"] in out.read_bytes()
+    assert install.library("armv6m")["sprout_core.mpy"] in out.read_bytes()
+
+
+def test_doctor_measures_what_a_romfs_saves(tmp_path, capsys):
+    """On a board that mounts one, with the blob there alone and in a file too."""
+    blob = tmp_path / "net.sprout"
+    blob.write_bytes(compile_graph(residual_net(), "full").to_bytes())
+    image = tmp_path / "image.romfs"
+    (tmp_path / "boot.py").write_text(MOUNT.replace("gc, json, sys, ", "gc, "))
+    saved = romfs.saved_bytes(blobs.read(blob.read_bytes(), "net"))
+    assert cli.main(["romfs", str(blob), "--board", "unix", "-o", str(image)]) == 0
+    with SerialBoard(tmp_path / "flash") as board:
+        port = ["--port", board.port]
+        assert cli.main(["install", *port]) == 0
+        assert cli.main(["put", *port, str(image), str(tmp_path / "boot.py")]) == 0
+        for where in ("/rom/net.sprout", "/net.sprout"):
+            capsys.readouterr()
+            assert cli.main(["doctor", *port, str(blob)]) == 0
+            lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+            assert f"{where} loads" in lines["blob"]
+            said = lines["in"].replace(",", "")
+            less = int(
+                re.search(r"/rom/net.sprout needs (-?\d+) bytes of heap less than", said)[1]
+            )
+            assert saved <= less < saved + 4096  # measured, an open file has a buffer
+            assert "same bytes as on this computer" in lines["training"]
+            assert cli.main(["put", *port, str(blob)]) == 0

@@ -12,7 +12,7 @@ from .. import blob as blobs
 from ..engine import Engine
 from ..graph import SproutError
 from ..schedule import rate_parts
-from . import install
+from . import install, romfs
 from .install import Probe
 from .wire import BoardError, Session
 
@@ -51,6 +51,17 @@ State.net = sprout_load({path!r})
 gc.collect()
 answer = [gc.mem_free(), sum(State.net.memory().values())]
 """.replace("sprout_load", "__import__('sprout').load")
+
+
+_TAKEN = """
+State.net = None
+gc.collect()
+before = gc.mem_free()
+State.net = __import__('sprout').load({path!r})
+gc.collect()
+answer = before - gc.mem_free()
+"""
+ROM = "/rom/"  # where firmware mounts its ROMFS
 
 
 @dataclass
@@ -143,8 +154,14 @@ def _heap(probe: Probe, blob: blobs.Blob | None, arch: str) -> Line:
 
 
 def _blob(session: Session, name: str, data: bytes, blob: blobs.Blob) -> Iterator[Line]:
-    found = session.call(f"answer = sha256({name!r})", timeout=3 + len(data) / 100_000)
-    if found != hashlib.sha256(data).hexdigest():
+    rom = ROM + name.rpartition("/")[2]
+    wanted, patience = hashlib.sha256(data).hexdigest(), 3 + len(data) / 100_000
+    found, in_rom = (
+        session.call(f"answer = sha256({path!r})", timeout=patience) for path in (name, rom)
+    )
+    if in_rom == wanted and not found:
+        name = rom
+    elif found != wanted:
         what = "differs from yours" if found else "is not on the board"
         yield Line("blob", False, f"{name} {what}: run 'sprout put' with it")
         return
@@ -154,6 +171,12 @@ def _blob(session: Session, name: str, data: bytes, blob: blobs.Blob) -> Iterato
         yield Line("blob", False, _remedy(error))
         return
     yield Line("blob", True, f"{name} loads, {buffers:,} bytes; {free:,} of heap are left")
+    if in_rom == wanted:
+        less = f"{romfs.saved_bytes(blob):,} bytes of heap less than from a file"
+        if name != rom:  # both are there: measure
+            taken = [session.call(_TAKEN.format(path=p), timeout=20) for p in (name, rom)]
+            less = f"{taken[0] - taken[1]:,} bytes of heap less than from {name}, measured"
+        yield Line("in place", True, f"{rom} needs {less}")
     inference, training = expected(data)
     pixels = bool(blob.lut_offset)
     for what, program, of, digest in (

@@ -9,23 +9,20 @@ it beside the old; where there is not even room for one file, nothing is changed
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from .. import blob as blobs
 from ..graph import SproutError
+from ..places import device_module
 from ..progress import Reporter
 from . import sim
-from .sim import build, mpy
 from .wire import SUFFIX, BoardError, Session, find_port
+
+from native_modules import mpy  # isort: skip  # places has put it on the path
 
 PACKAGE_HEAP = 14 * 1024  # bytes of heap that the package takes at least, on 32-bit words
 _PROBE = """
@@ -95,24 +92,6 @@ def connected(
         yield session, probe
 
 
-@cache
-def _trouble() -> ModuleType:
-    """The device's own module of explanations, of which this one takes the facts."""
-    micropython = ModuleType("micropython")
-    micropython.const = lambda value: value  # type: ignore[attr-defined]
-    there = sys.modules.get("micropython")
-    sys.modules["micropython"] = micropython
-    try:
-        module = ModuleType("trouble")
-        exec((sim.DEVICE / "trouble.py").read_text(), module.__dict__)
-    finally:
-        if there is None:
-            del sys.modules["micropython"]
-        else:
-            sys.modules["micropython"] = there
-    return module
-
-
 def abi(probe: Probe) -> str:
     """The .mpy version and architecture that a board's firmware takes."""
     arch = {number: name for name, number in mpy.ARCHES.items()}.get(probe.mpy >> 10 & 15)
@@ -128,7 +107,7 @@ def architecture(probe: Probe) -> str:
     class Implementation:
         _mpy = probe.mpy
 
-    needed = _trouble().needed(Implementation)
+    needed = device_module("trouble").needed(Implementation)
     remedy = re.search(r"copy sprout_core_(\w+)\.mpy to the board as \S+$", needed)
     if not remedy or "install MicroPython" in needed:
         if remedy:
@@ -137,33 +116,18 @@ def architecture(probe: Probe) -> str:
     return remedy[1]
 
 
-def native_modules(arch: str) -> dict[str, Path]:
-    """The native modules for an architecture, by their names on the board.
-
-    The committed ones, but a core whose sources changed since is built.
-    """
-    found = {}
-    for file in sorted(build.PREBUILT.glob(f"*_{arch}.mpy")):
-        found[file.name.replace(f"_{arch}.mpy", ".mpy")] = file
-    if arch in build.TOOLCHAINS:
-        committed = json.loads((build.PREBUILT / "manifest.json").read_text())["modules"][arch]
-        if committed["source_digest"] != build.source_digest(arch):
-            found["sprout_core.mpy"] = build.build_natmod(arch)
-    return found
-
-
 def library(arch: str) -> dict[str, bytes]:
     """What goes into lib/ of a board: the package, precompiled, and its native modules."""
-    package = sorted((sim.library() / "sprout").glob("*.mpy"))
+    package = sorted((sim.library() / "sprout").iterdir())
     files = {f"sprout/{file.name}": file.read_bytes() for file in package}
-    return files | {name: file.read_bytes() for name, file in native_modules(arch).items()}
+    return files | {name: file.read_bytes() for name, file in sim.native_modules(arch).items()}
 
 
 def heap_needed(blob: blobs.Blob | None, arch: str) -> int:
     """The bytes of heap that Sprout takes at least, with a blob or without."""
     # The unix port and ESP32s keep native code elsewhere.
     in_heap = arch.startswith("arm")
-    code = mpy.code_bytes(native_modules(arch)["sprout_core.mpy"]) if in_heap else 0
+    code = mpy.code_bytes(sim.native_modules(arch)["sprout_core.mpy"]) if in_heap else 0
     if blob is None:
         return code + PACKAGE_HEAP
     buffers = blob.arena_len + blob.trained_len + blob.scratch_len

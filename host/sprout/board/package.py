@@ -1,4 +1,4 @@
-"""What goes onto a board besides blobs, and packages of it that MicroPython's ``mip`` installs."""
+"""Packages of Sprout that MicroPython's ``mip`` installs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from pathlib import Path
 
 import click
 
-from . import sim
+from .install import library
 
 from native_modules import build  # isort: skip  # places has put it on the path
-
-
-def files(arch: str) -> dict[str, bytes]:
-    """Return what goes into a board's lib/: names and contents of the device package, precompiled,
-    and the native module for ``arch``."""
-    package = sorted((sim.library() / "sprout").glob("*.mpy"))
-    found = {f"sprout/{file.name}": file.read_bytes() for file in package}
-    return found | {"sprout_core.mpy": sim.native_module(arch).read_bytes()}
 
 
 def write_mip(folder: Path, arch: str) -> Path:
@@ -27,7 +19,7 @@ def write_mip(folder: Path, arch: str) -> Path:
     Its URLs are relative, so the folder can lie on any web server or in a repository.
     """
     out = folder / arch
-    contents = files(arch)
+    contents = library(arch)
     for name, content in contents.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(content)

@@ -15,7 +15,8 @@ from mpremote.romfs import VfsRomWriter
 
 from .. import blob as blobs
 from ..graph import SproutError
-from . import package, table
+from . import table
+from .install import library
 
 ALIGNMENT = 16  # the core needs 4; a partition begins at a sector of flash
 _SHORTEST_PADDING = 2  # bytes: a record without content
@@ -107,7 +108,7 @@ def command(paths: Sequence[Path], name: str, output: Path | None) -> None:
             raise SproutError(f"Two blobs are called {path.name}: rename one.")
         contents[path.name] = raw
         saved += saved_bytes(blob)
-    raw = image(contents, package.files(board.arch))
+    raw = image(contents, library(board.arch))
     write(output, raw)
     click.echo(f"{output}: {len(raw):,} bytes, {', '.join(contents)} for {board.title}")
     click.echo(f"saves {saved:,} bytes of heap and the copying of weights")

@@ -64,10 +64,16 @@ def compile_script(source: Path, out: Path, name: str) -> None:
         raise SproutError(f"{name} does not compile for MicroPython: {done.stderr.strip()}")
 
 
-def native_module(arch: str) -> Path:
-    """Return ``sprout_core.mpy`` for an architecture, built where the committed one is old."""
+def native_modules(arch: str) -> dict[str, Path]:
+    """Return the native modules for an architecture, by their names on the board.
+
+    The committed ones; those whose sources changed since are built.
+    """
     try:
-        return build.find_natmod(arch)
+        return {
+            "sprout_core.mpy": build.find_natmod(arch),
+            "sprout_frame.mpy": build.find_natmod(arch, frame=True),
+        }
     except (build.BuildError, mpy.MpyError) as error:
         raise SproutError(f"The native module for {arch} cannot be built: {error}") from None
 
@@ -78,8 +84,7 @@ def library() -> Path:
     It holds the package ``sprout`` and the scripts as .mpy, the text of ``sprout.help()``, and
     the native modules for x64.
     """
-    frame = build.build_frame("x64")
-    natives = {"sprout_core.mpy": native_module("x64"), "sprout_frame.mpy": frame}
+    natives = native_modules("x64")
     sources = {f"sprout/{file.name}": file for file in sorted(DEVICE.glob("*.py"))}
     sources |= {file.name: file for file in sorted(SCRIPTS.glob("*.py"))}
     help_text = manual.text(DEVICE)
@@ -112,7 +117,8 @@ def _board(board: str | Board) -> Board:
 def native_bytes(board: str | Board = "pico") -> int:
     """Return the bytes of heap that native code takes on a board, in blocks of 16."""
     arch = _board(board).arch
-    code = mpy.code_bytes(native_module(arch if arch in build.TOOLCHAINS else STAND_IN))
+    natives = native_modules(arch if arch in build.TOOLCHAINS else STAND_IN)
+    code = mpy.code_bytes(natives["sprout_core.mpy"])
     return (code + 15) // 16 * 16
 
 
