@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nets import Maker, everything_net, picture, residual_net
-from sprout import choose, cli, frontier
+from sprout import choose, cli, frontends, frontier
 from sprout import plan as plans
 from sprout.analyze import Contributions, Gain
 from sprout.choose import TIE, Gains, best
@@ -281,6 +281,22 @@ def test_auto_without_data_fits_the_person_network(person_model: Path, tmp_path:
     assert 60_000 < cost.ram <= 120 << 10
     assert cost.macs <= 13_000_000
     assert len(blob.info["trained"]) > 2
+
+
+@pytest.mark.parametrize(
+    "model", ["emlearn_mnist_cnn_int8", "mlperf_kws_ref_model_int8", "mlperf_resnet8_cifar10_int8"]
+)
+def test_auto_fits_networks_that_nothing_was_tuned_for(shared, tmp_path, capsys, model):
+    """The larger ones too, which take longer: see ``make bench-choice``."""
+    out = tmp_path / "auto.sprout"
+    path = shared / "models" / f"{model}.tflite"
+    assert sprout("compile", path, "--plan", "auto", "--ram", "120K", "-o", out) == 0
+    assert ": the optimum by the rule for unknown data" in capsys.readouterr().out
+    _, blob = cli.read_blob(out)
+    assert measured(blob).ram <= 120 << 10
+    learning = len(blob.info["trained"])
+    convs = len(Footprint(frontends.load(path)).convs)
+    assert learning > convs
 
 
 @pytest.mark.parametrize(
