@@ -5,6 +5,9 @@
 # make natmods      the native modules of all boards, into native_modules/prebuilt
 # make natmod-xtensawin   the one for ESP32, S2 and S3, which takes Debian 12 and some packages
 # make firmware     MicroPython with Sprout compiled in, for this machine and for QEMU, likewise
+# make docs         build/docs/index.html
+# make wheel        dist/sprout-VERSION-py3-none-any.whl, for pip install
+# make example-NAME a board that learns, simulated: person, button, gestures or digits
 # make bench-NAME   one measurement: a table, and build/bench-NAME.json
 # make clean        everything made here except the virtual environments
 #
@@ -12,12 +15,12 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build natmods natmod-xtensawin firmware demo test lint clean
+.PHONY: help setup build natmods natmod-xtensawin firmware docs wheel demo test lint clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PINS := pyproject.toml requirements.txt requirements-dev.txt
+PINS := pyproject.toml requirements.txt requirements-dev.txt requirements-docs.txt
 BENCHES = $(filter-out common,$(patsubst tools/bench_%.py,%,$(wildcard tools/bench_*.py)))
 C_FILES = $(shell find native_modules -name '*.[ch]')
 
@@ -42,7 +45,7 @@ define make_venv
 endef
 
 $(VENV)/.stamp: $(PINS)
-	$(call make_venv,$(VENV),requirements.txt requirements-dev.txt)
+	$(call make_venv,$(VENV),requirements.txt requirements-dev.txt requirements-docs.txt)
 
 # PyTorch is for benches and pretraining only, and far too big for anything else.
 $(VENV)-torch/.stamp: $(PINS) requirements-train.txt
@@ -62,6 +65,13 @@ natmod-xtensawin: $(VENV)/.stamp
 
 firmware: $(VENV)/.stamp
 	@$(BIN)/python tools/firmware.py
+
+docs: build
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning docs build/docs
+	@echo build/docs/index.html
+
+wheel: $(VENV)/.stamp
+	@$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
 demo: build
 	@$(BIN)/python tools/demo.py
@@ -84,6 +94,9 @@ bench-%: build
 		$(BIN)/python tools/bench_$*.py; \
 	fi
 
+example-%: build
+	@$(BIN)/python examples/prepare.py $*
+
 clean:
-	rm -rf build .hypothesis .mypy_cache .pytest_cache .ruff_cache host/sprout.egg-info
+	rm -rf build dist docs/pictures .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)*' -prune -exec rm -rf {} +

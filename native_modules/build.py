@@ -1,12 +1,13 @@
 """Builds the C core: as a native module for a board, or as a shared library for this machine.
 
-    python native_modules/build.py natmod --arch x64 [--for BLOB ...] [-o OUT.mpy]
+    python native_modules/build.py natmod --arch x64 [--frame | --for BLOB ...] [-o OUT.mpy]
     python native_modules/build.py prebuilt [--arch xtensawin]
     python native_modules/build.py host [-o build/libsprout.so]
 
 `pip install ziglang` is the whole toolchain, but for xtensawin, whose own is made by
-tools/xtensa_toolchain.py. Everything is written under build/, Zig's caches included, and nothing
-is compiled again while sources and flags stay the same.
+tools/xtensa_toolchain.py. Everything is written under build/, Zig's caches included, or to the
+user's cache where there is no checkout; nothing is compiled again while sources and flags stay the
+same.
 """
 
 from __future__ import annotations
@@ -34,9 +35,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from native_modules import mpy
 
 HERE = Path(__file__).resolve().parent
-BUILD = HERE.parent / "build"
+
+
+def _build_folder() -> Path:
+    if (HERE.parent / "Makefile").exists():
+        return HERE.parent / "build"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sprout")
+
+
+BUILD = _build_folder()
 CORE = HERE / "core"
 SHELL = HERE / "shell"
+FRAME = HERE / "frame"
 NATMOD = HERE / "natmod"
 PREBUILT = HERE / "prebuilt"
 HEADER_BYTES, OPERATOR_BYTES = 128, 64  # of a blob
@@ -395,6 +405,27 @@ def build_natmod(arch: str, out: Path | None = None, blobs: Sequence[Path] = ())
     return build_module(module_sources(arch), arch, out or BUILD / f"{name}.mpy", defines)
 
 
+def frame_sources() -> list[Path]:
+    """The C files of the module of sprout.Frame, for every architecture."""
+    return sorted(FRAME.glob("*.c"))
+
+
+def build_frame(arch: str, out: Path | None = None) -> Path:
+    """Builds the kernel of sprout.Frame as a native module of its own; returns its path."""
+    return build_module(frame_sources(), arch, out or BUILD / f"sprout_frame_{arch}.mpy")
+
+
+def find_natmod(arch: str, frame: bool = False) -> Path:
+    """The committed module (`frame`: that of sprout.Frame) where it is made of these sources, else
+    one built now."""
+    path = PREBUILT / "manifest.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    entry = content.get("frames" if frame else "modules", {}).get(arch)
+    if entry and entry["source_digest"] == source_digest(arch, frame):
+        return PREBUILT / str(entry["file"])
+    return build_frame(arch) if frame else build_natmod(arch)
+
+
 def operators_of(blob: Path) -> set[int]:
     """The operators that a blob needs (host/sprout/blob.py specifies where they stand)."""
     try:
@@ -413,10 +444,10 @@ def operators_of(blob: Path) -> set[int]:
     return codes
 
 
-def source_digest(arch: str) -> str:
+def source_digest(arch: str, frame: bool = False) -> str:
     """Of everything a prebuilt module is made of: sources, flags, compiler."""
     toolchain = ALL_TOOLCHAINS[arch]
-    sources = [*module_sources(arch), *toolchain.helpers]
+    sources = [*(frame_sources() if frame else module_sources(arch)), *toolchain.helpers]
     flags = (*LANGUAGE, *toolchain.common)
     settings = (arch, toolchain, flags, LEAN_FLAGS, toolchain.script)
     return _digest(sources, *settings, version=toolchain.version, programs=False)
@@ -429,20 +460,22 @@ def build_prebuilt(folder: Path = PREBUILT, arches: Sequence[str] = tuple(TOOLCH
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
-    entries = json.loads(path.read_text())["modules"] if path.exists() else {}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        modules = list(pool.map(build_natmod, arches))
-    for arch, module in zip(arches, modules, strict=True):
-        out = folder / module.name
-        out.write_bytes(module.read_bytes())
-        toolchain = ALL_TOOLCHAINS[arch]
-        entries[arch] = manifest(out) | {
-            "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
-            "source_digest": source_digest(arch),
-            "target": toolchain.target,
-            "flags": " ".join((*toolchain.flags, *LANGUAGE, *toolchain.common)),
-        }
-    content = {"ziglang": _zig_version(), "modules": entries}
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content["ziglang"] = _zig_version()
+    for key, build in (("modules", build_natmod), ("frames", build_frame)):
+        entries = content.setdefault(key, {})
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            modules = list(pool.map(build, arches))
+        for arch, module in zip(arches, modules, strict=True):
+            out = folder / module.name
+            out.write_bytes(module.read_bytes())
+            toolchain = ALL_TOOLCHAINS[arch]
+            entries[arch] = manifest(out) | {
+                "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+                "source_digest": source_digest(arch, key == "frames"),
+                "target": toolchain.target,
+                "flags": " ".join((*toolchain.flags, *LANGUAGE, *toolchain.common)),
+            }
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path
 
@@ -472,6 +505,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     natmod.add_argument("--arch", choices=ALL_TOOLCHAINS, default="x64")
     natmod.add_argument("--for", dest="blobs", type=Path, nargs="+", default=[], metavar="BLOB",
                         help="leave out the operators that these do not need")  # fmt: skip
+    natmod.add_argument("--frame", action="store_true", help="the module of sprout.Frame instead")
     natmod.add_argument("-o", "--output", type=Path)
     prebuilt = commands.add_parser("prebuilt", help="the native modules that are committed")
     prebuilt.add_argument("--arch", choices=ALL_TOOLCHAINS, nargs="*", default=list(TOOLCHAINS))
@@ -483,8 +517,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(build_host(options.output))
         elif options.command == "prebuilt":
             path = build_prebuilt(arches=options.arch)
-            for arch, entry in json.loads(path.read_text())["modules"].items():
-                print(f"{arch:10} {entry['file_bytes']:6} bytes, code {entry['code_bytes']}")
+            content = json.loads(path.read_text())
+            for entry in (*content["modules"].values(), *content["frames"].values()):
+                print(f"{entry['file']:26} {entry['file_bytes']:6} bytes, "
+                      f"code {entry['code_bytes']}")  # fmt: skip
+        elif options.frame:
+            print(json.dumps(manifest(build_frame(options.arch, options.output)), indent=2))
         else:
             result = manifest(build_natmod(options.arch, options.output, options.blobs))
             if options.blobs:

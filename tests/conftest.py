@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +18,15 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"NOT TESTED: {folder} is absent, which holds the models and data for this")
     return folder
+
+
+@pytest.fixture(scope="session")
+def load(shared) -> ModuleType:
+    """The module that reads the shared data."""
+    spec = importlib.util.spec_from_file_location("shared_load", shared / "data" / "load.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

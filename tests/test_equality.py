@@ -5,8 +5,6 @@ Real networks at full size, real pictures: 64 predictions, then 200 training ste
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
 from nets import everything_net, residual_net
@@ -25,14 +23,6 @@ NETWORKS = {
 FORWARDS, STEPS, SEED = 64, 200, 7
 RATE = 0.002
 HEAP = 512 * 1024
-
-
-@pytest.fixture(scope="module")
-def load(shared):
-    spec = importlib.util.spec_from_file_location("shared_load", shared / "data" / "load.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def compiled(shared, name):

@@ -273,7 +273,7 @@ def test_rows_on_the_board(tmp_path):
         "50 bytes are no whole rows of 24 (8 x 3), or more than the 8 that are left: feed the "
         "frame again from the top",
         "216 bytes are no whole rows",
-        "rows are bytes, bytearray or memoryview, not 3",
+        "rows are bytes, bytearray, memoryview, array or ndarray, not 3",
         "1 of the 8 rows",
         "a sample has 192 bytes",
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_device as device
+import test_frame as frames
 from sprout import compile as compiler
 from sprout.board import sim
 from sprout.engine import Engine
@@ -73,7 +74,8 @@ def make_variables() -> tuple[list[Path], str]:
 def compile_all(sources: list[Path], arch: str, folder: Path, *flags: str) -> list[Path]:
     """Compiles C files against the contract into a new folder; returns the objects in order."""
     folder.mkdir()
-    names = [*build.find_names([build.SHELL / "shell.c"]), "sprout_core", "__name__"]
+    shells = [build.SHELL / "shell.c", build.FRAME / "module.c"]
+    names = [*build.find_names(shells), "sprout_core", "sprout_frame", "__name__"]
     rows = "".join(f"    MP_QSTR_{name},\n" for name in names)
     (folder / "names.h").write_text(f"enum {{\n{rows}}};\n")
     objects = [folder / f"{i}.o" for i in range(len(sources))]
@@ -90,7 +92,8 @@ def link(objects: list[Path], arch: str, folder: Path) -> set[str]:
     externals = [*functions, "mp_type_module", "mp_type_dict", "mp_type_fun_builtin_var"]
     known = [f"--defsym={name}=0x1000" for name in [*externals, "mp_const_none_obj"]]
     out = folder / "module.elf"
-    options = ["--gc-sections", "-e", "sprout_core_module", *known, "-o", out]
+    entries = ["-e", "sprout_core_module", "-u", "sprout_frame_module"]
+    options = ["--gc-sections", *entries, *known, "-o", out]
     build.ALL_TOOLCHAINS[arch].link([*options, *objects])
     return functions_of(out)
 
@@ -101,7 +104,8 @@ def functions_of(program: Path) -> set[str]:
 
 def test_make_lists_every_source_and_one_folder_of_headers():
     sources, flags = make_variables()
-    assert sorted(sources) == sorted([*build.CORE.rglob("*.c"), build.SHELL / "shell.c"])
+    own = [*build.CORE.rglob("*.c"), *build.FRAME.glob("*.c"), build.SHELL / "shell.c"]
+    assert sorted(sources) == sorted(own)
     assert flags == f"-I{USERMOD}"
 
 
@@ -118,7 +122,7 @@ def test_needs_nothing_but_the_contract(arch, tmp_path):
         plain += [] if source in kernels else [out]
         fitting += [out] if source not in kernels or source.parent.name == own else []
     linked = link([*helpers, *objects], arch, tmp_path)
-    assert {"sprout_core_module", "sprout_run", "sp_conv_block"} <= linked
+    assert {"sprout_core_module", "sprout_run", "sp_conv_block", "sprout_frame"} <= linked
     assert linked == link(fitting, arch, tmp_path)
     assert (linked == link(plain, arch, tmp_path)) == (not own)
     empty = compile_all(kernels, arch, tmp_path / "empty", "-DSPROUT_PLAIN_KERNELS")
@@ -194,6 +198,21 @@ def test_unix_firmware_learns_what_the_host_learns(source, task, tmp_path):
     code += "print(net.memory()['native'], hasattr(sprout.native.core, '__file__'))\n"
     *_, learned, parts = run_unix(tmp_path, code)
     assert (learned, parts) == (digest, "0 False")
+
+
+def test_unix_firmware_scales_what_pillow_scales(tmp_path):
+    size, format, shape = (20, 14), "rgb565be", (9, 8, 3)
+    pixels = frames.a_frame(size, format)
+    (tmp_path / "x.bin").write_bytes(pixels)
+    code = f"""
+import sprout, sprout_frame
+class Net:
+    shape, input, name = {shape}, bytearray({9 * 8 * 3}), "net"
+print(bytes(sprout.Frame(20, 14, {format!r}, Net)(open("x.bin", "rb").read())).hex())
+print(hasattr(sprout_frame, "__file__"))
+"""
+    expected = frames.with_pillow(frames.pixels_of(pixels, size, format), shape)
+    assert run_unix(tmp_path, code) == [expected.tobytes().hex(), "False"]
 
 
 def test_firmware_answers_what_the_native_module_answers(tmp_path):

@@ -22,15 +22,17 @@ from test_emulated import PLANS, compare
 from native_modules import build, mpy
 
 COMMITTED = build.PREBUILT / "sprout_core_xtensawin.mpy"
+FRAME = build.PREBUILT / "sprout_frame_xtensawin.mpy"
 emulated = pytest.mark.skipif(bool(missing("xtensa")), reason=f"NOT TESTED: {missing('xtensa')}")
 
 
-def test_the_committed_module_is_current() -> None:
-    entry = json.loads((build.PREBUILT / "manifest.json").read_text())["modules"]["xtensawin"]
-    data = COMMITTED.read_bytes()
+@pytest.mark.parametrize(("kind", "path"), [("modules", COMMITTED), ("frames", FRAME)])
+def test_the_committed_module_is_current(kind: str, path: Path) -> None:
+    entry = json.loads((build.PREBUILT / "manifest.json").read_text())[kind]["xtensawin"]
+    data = path.read_bytes()
     assert hashlib.sha256(data).hexdigest() == entry["sha256"]
-    assert build.manifest(COMMITTED).items() <= entry.items()
-    current = entry["source_digest"] == build.source_digest("xtensawin")
+    assert build.manifest(path).items() <= entry.items()
+    current = entry["source_digest"] == build.source_digest("xtensawin", kind == "frames")
     assert current, "sources or flags changed: run `make natmod-xtensawin` and commit"
 
 
@@ -47,6 +49,8 @@ def test_relocations_are_read_back() -> None:
 def test_a_fresh_build_gives_the_committed_bytes(tmp_path: Path) -> None:
     built = build.build_natmod("xtensawin", tmp_path / "module.mpy")
     assert built.read_bytes() == COMMITTED.read_bytes(), "run `make natmod-xtensawin` and commit"
+    built = build.build_frame("xtensawin", tmp_path / "frame.mpy")
+    assert built.read_bytes() == FRAME.read_bytes(), "run `make natmod-xtensawin` and commit"
 
 
 @emulated

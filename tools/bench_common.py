@@ -263,11 +263,12 @@ def accuracy(engine: Engine, test: Replay, truth: Array, n_classes: int) -> floa
 Task = tuple[Settings, str]
 """A run, and "test" or "held_out": what its accuracy is measured on."""
 
-_inherited: dict[Any, Any] = {}
+inherited: dict[Any, Any] = {}
 """What processes of a pool are born with: nothing of it is copied."""
 
 
-def _pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+def pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+    """Return a pool of processes that are born with ``inherited``."""
     context = multiprocessing.get_context("fork")
     return concurrent.futures.ProcessPoolExecutor(jobs, context)
 
@@ -282,12 +283,12 @@ def _prepare(task: Task, on: str) -> tuple[dict[str, Any], Blob]:
 
 def _frozen_part(what: tuple[Any, slice]) -> Array:
     key, part = what
-    blob, x = _inherited[key]
+    blob, x = inherited[key]
     return Replay.of(blob, x[part]).data
 
 
 def _make(number: int) -> dict[str, Any]:
-    (run, on), key, blob, replays, data = _inherited["tasks"][number]
+    (run, on), key, blob, replays, data = inherited["tasks"][number]
     train, test = replays["train"], replays[on]
     check_replay(blob, train, data.train)
     truth = data.part(on).y
@@ -305,8 +306,8 @@ def learn_all(
     """
     load_library()  # built once
     tags = [data[run.dataset].tag(on) for run, on in tasks]
-    with _pool(jobs) as pool:
-        prepared = list(pool.map(_prepare, tasks, tags))
+    with pool(jobs) as workers:
+        prepared = list(workers.map(_prepare, tasks, tags))
     todo = {i for i, (key, _) in enumerate(prepared) if not cache_path(FOLDER, key).exists()}
     if kept:
         return [None if i in todo else cached(FOLDER, key) for i, (key, _) in enumerate(prepared)]
@@ -323,24 +324,24 @@ def learn_all(
                 replays[which] = Replay(cut, spans, frozen_all(blob, x, jobs))
             found[part] = replays[which]
         wanted.append((tasks[i], key, blob, found, data[run.dataset]))
-    _inherited["tasks"] = wanted
-    with _pool(jobs) as pool:
-        futures = {pool.submit(_make, n): n for n in range(len(wanted))}
+    inherited["tasks"] = wanted
+    with pool(jobs) as workers:
+        futures = {workers.submit(_make, n): n for n in range(len(wanted))}
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             (run, on), result = wanted[futures[future]][0], future.result()
             note = f"{on} {result['accuracy']:.2f} %, {result['seconds']:.0f} s"
             text = f"{done}/{len(wanted)} {describe('int', run)}: {note}"
             print(text, file=sys.stderr, flush=True)
-    _inherited.clear()
+    inherited.clear()
     return [cached(FOLDER, key) for key, _ in prepared]
 
 
 def frozen_all(blob: Blob, x: Array, jobs: int) -> Array:
     """Return the data of a Replay of many pictures, worked out by ``jobs`` processes."""
-    _inherited["frozen"] = blob, x
+    inherited["frozen"] = blob, x
     parts = [slice(i, i + 256) for i in range(0, len(x), 256)]
-    with _pool(jobs) as pool:
-        return np.concatenate(list(pool.map(_frozen_part, [("frozen", p) for p in parts])))
+    with pool(jobs) as workers:
+        return np.concatenate(list(workers.map(_frozen_part, [("frozen", p) for p in parts])))
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "host")]
 
 from sprout import blob as blobs  # noqa: E402
-from sprout import frontends, inspect, learning  # noqa: E402
+from sprout import checkpoint, frontends, inspect, learning  # noqa: E402
 from sprout.board import table  # noqa: E402
 from sprout.compile import compile_graph  # noqa: E402
 from sprout.data import Samples  # noqa: E402
@@ -243,7 +243,7 @@ def main() -> None:
         results.append(result)
 
     before = judge(path, None, second)
-    after = judge(path, learning.read_checkpoint(BUILD / "demo-first.ckpt"), second)
+    after = judge(path, checkpoint.read(BUILD / "demo-first.ckpt").trained, second)
     assert (after == second.y).mean() == results[0]["accuracy_after"], "host and board differ"
     draw(BUILD / "demo.png", results[0], path, second, before, after)
     (BUILD / "demo.json").write_text(json.dumps({**results[0], "swapped": results[1]}, indent=2))

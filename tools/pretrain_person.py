@@ -121,9 +121,9 @@ class InvertedResidual(nn.Module):
 
 
 class Student(nn.Module):
-    """The network that goes to the board: [N, 3, H, W] -> (logits [N, 2], features [N, C])."""
+    """The network of the board: [N, 3, H, W] -> (logits [N, classes], features [N, C])."""
 
-    def __init__(self, spec):
+    def __init__(self, spec, classes=2):
         super().__init__()
         blocks, cin = [], 3
         for kind, cout, expanded, stride in spec:
@@ -136,7 +136,7 @@ class Student(nn.Module):
             cin = cout
         self.blocks = nn.ModuleList(blocks)
         self.width = cin
-        self.head = nn.Linear(cin, len(CLASSES))
+        self.head = nn.Linear(cin, classes)
 
     def forward(self, x):
         for block in self.blocks:
@@ -577,15 +577,16 @@ def simulated_accuracy(steps, scales, x, y):
     return float((logits.argmax(1) == y).float().mean())
 
 
-def write_tflite(steps, scales, side, path):
-    """Quantise ``steps`` and write them to ``path``; return {"macs", "peak", "bytes"}.
+def write_tflite(steps, scales, size, path, description):
+    """Quantise ``steps`` for pictures of a (height, width) and write them to ``path``.
 
-    ``peak`` is the most bytes of int8 activations alive during one operator.
+    Returns {"macs", "peak", "bytes"}; ``peak`` is the most bytes of int8 activations alive during
+    one operator.
     """
     from tflite_writer import TfliteWriter
 
-    writer = TfliteWriter("Sprout person detector: int8 pixel - 128 -> logits no_person, person")
-    shapes = {"input": (1, side, side, 3)}
+    writer = TfliteWriter(description)
+    shapes = {"input": (1, *size, 3)}
     index = {"input": writer.activation("input", shapes["input"], *scales["input"])}
     macs = 0
     for step in steps:
@@ -671,7 +672,9 @@ def command_export(options):
         print(f"calibration share {share}: validation {100 * accuracy:.2f}", flush=True)
         choices.append((accuracy, share, scales))
     accuracy, share, scales = max(choices, key=lambda c: c[:2])
-    report |= {"calibration_share": share, **write_tflite(steps, scales, 96, options.out)}
+    what = "Sprout person detector: int8 pixel - 128 -> logits no_person, person"
+    report |= {"calibration_share": share}
+    report |= write_tflite(steps, scales, (96, 96), options.out, what)
     report["int8_validation_simulated"] = simulated_accuracy(steps, scales, *held)
     logits = litert_logits(options.out, test[0].numpy())
     report["int8_test_litert"] = float((logits.argmax(1) == test[1].numpy()).mean())

@@ -12,9 +12,11 @@ import gc
 # Collecting often while modules load leaves few holes, and the arena needs one long piece.
 _threshold = gc.threshold()
 gc.threshold(1024)
+from .blobfile import passing  # noqa: E402
 from .net import Net, load  # noqa: E402
 
 gc.threshold(_threshold)
+del gc, _threshold
 
 
 def cores(n=None):
@@ -28,5 +30,23 @@ def cores(n=None):
     return use(n)
 
 
-__all__ = ("Net", "cores", "load")
+def Frame(width, height, format, net, mirror=False, flip=False):
+    """What makes a net's input from a camera's frames of another size or format.
+
+    frame = sprout.Frame(320, 240, "rgb565", net); net.learn(frame(buffer), "cat"). The largest
+    part from the middle that has the input's proportions is scaled to it, as Pillow's box filter
+    does. format: "grey", "rgb888", "rgb565" or, high byte first, "rgb565be". mirror, flip: swap
+    left and right, top and bottom.
+    """
+    from .frame import Frame
+
+    return Frame(width, height, format, net, mirror, flip)
+
+
+def help(name=None):
+    """Say what there is, or all about one name."""
+    passing("manual").show(name)
+
+
+__all__ = ("Frame", "Net", "cores", "help", "load")
 __version__ = "0.1.0"

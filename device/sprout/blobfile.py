@@ -2,40 +2,24 @@
 
 import hashlib
 import json
-import struct
+import sys
 
 from micropython import const
 
-from .native import core
+_CHUNK = const(512)
 
-HEADER = const(128)
-_HASHED_FROM = const(48)
-_CHUNK = const(1024)
+
+def passing(name):
+    """A module of the package that takes RAM only while something of it is used."""
+    module = __import__("sprout." + name, None, None, (name,))
+    del sys.modules[module.__name__]
+    delattr(sys.modules["sprout"], name)
+    return module
 
 
 def trouble():
-    """The module that raises errors, which takes RAM only where there is one."""
-    from . import trouble
-
-    return trouble
-
-
-def open_blob(path):
-    """(name, source, resident): where memory holds the blob (bytes, a ROMFS), source is a
-    memoryview of it, else the open file."""
-    if not isinstance(path, str):
-        try:
-            return "the blob", memoryview(path), True
-        except TypeError:
-            raise ValueError("load() takes a file name or the bytes of a blob") from None
-    try:
-        file = open(path, "rb")
-    except OSError as e:
-        raise OSError("%s cannot be opened (%s): copy it to the board" % (path, e)) from None
-    try:
-        return path, memoryview(file), True
-    except TypeError:
-        return path, file, False
+    """The module that raises errors."""
+    return passing("trouble")
 
 
 def read_at(source, offset, buffer):
@@ -66,29 +50,14 @@ def digest_of(source, start, end):
     return sha.digest()
 
 
-def read_header(name, source, verify):
-    """The header's fields in the order of the specification; with verify, all can be trusted."""
-    raw = bytearray(HEADER)
-    if not read_at(source, 0, raw) or raw[:4] != b"SPRT":
-        trouble().not_a_blob(name)
-    head = struct.unpack("<4sHHII32s10I4I10HI", raw)
-    if head[1] != core.FORMAT or head[2] != HEADER:
-        trouble().wrong_format(name, head[1], core.FORMAT)
-    size = len(source) if isinstance(source, memoryview) else source.seek(0, 2)
-    if size != head[3]:
-        raise ValueError("%s has %d of its %d bytes: copy it again" % (name, size, head[3]))
-    if verify and digest_of(source, _HASHED_FROM, size) != head[5]:
-        trouble().damaged(name, "its SHA-256 does not match")
-    return head
-
-
-def read_meta(name, source, head):
-    """(name, names of classes, p0 of the probabilities) from the JSON of the meta section."""
+def read_json(name, source, at, length):
+    """The meta section, a dict."""
     try:
-        raw = bytearray(head[13])
-        read_at(source, head[12], raw)
+        raw = bytearray(length)
+        read_at(source, at, raw)
         meta = json.loads(raw)
-        p0 = meta.get("logits", {}).get("p0", 0)
-        return str(meta.get("name", "net")), list(meta.get("classes", ())), int(p0)
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        trouble().damaged(name, "its meta section cannot be read")
+        if isinstance(meta, dict):
+            return meta
+    except ValueError:
+        pass
+    trouble().damaged(name, "its meta section cannot be read")

@@ -3,13 +3,13 @@
 import gc
 import hashlib
 import struct
-import sys
 from array import array
+from math import log
 
 from micropython import const
 
 from . import checkpoint, native
-from .blobfile import HEADER, open_blob, read_at, read_header, read_meta, trouble
+from .blobfile import passing, read_at, trouble
 from .native import code_bytes, core
 from .schedule import rate_at, rate_parts
 
@@ -32,10 +32,20 @@ _PREDICT = const(0)
 _LEARN = const(1)
 _CHECK = const(2)
 
-_CAN_LEARN = const(4)  # flag of the blob
 _INITIAL = const(64)  # where its header says where the initial parameters are
-_ROOM = const(3072)  # bytes that objects need beside the buffers
 _RECENT = const(32)  # samples that the running accuracy looks back on
+
+# Words of what history.py reads: steps of a point, points, steps, losses (1/64 nat) and hits since
+# the last one, the step before the first; then losses and hits of each point.
+_EVERY = const(0)
+_POINTS = const(1)
+_STEPS = const(2)
+_LOSSES = const(3)
+_HITS = const(4)
+_BEFORE = const(5)
+_CURVE = const(6)
+_MOST_POINTS = const(32)
+_MOST_STEPS = const(1 << 18)  # a point's losses stay small ints, which take no RAM
 
 
 def load(path, *, classes=None, batch=1, verify=True, scratch=None):
@@ -48,48 +58,10 @@ def load(path, *, classes=None, batch=1, verify=True, scratch=None):
     return Net(path, classes, batch, verify, scratch)
 
 
-def _buffers(sizes, room):
-    """Buffers of these sizes, or None; no trace of them is left on the stack then."""
-    buffers = []
-    try:
-        for size in sizes:
-            buffers.append(bytearray(size))
-    except MemoryError:
-        return None
-    return buffers if gc.mem_free() >= room else None
-
-
-def _allocate(name, sizes, room):
-    """Buffers of these sizes, with bytes of room beside them.
-
-    Tries before it counts: the heap of an ESP32 grows on demand.
-    """
-    gc.collect()
-    buffers = _buffers(sizes, room)
-    if not buffers:
-        _short(name, sizes, room)
-    return buffers
-
-
-def _short(name, sizes, room):
-    """Say how many bytes are missing for buffers of these sizes and room beside them."""
-    gc.collect()
-    free = gc.mem_free()
-    low, high = 0, free  # the buffers have to fit the largest piece that is free
-    while high - low > 32:
-        size = (low + high) >> 1
-        if _buffers((size,), 0):
-            low = size
-        else:
-            high = size
-    needs = sum(sizes) + room
-    missing = max(needs - free, sum(sizes) - low) + 768  # what holes among small objects cost
-    # Of a larger heap, 3 bits a block of 4 words go to the heap itself.
-    missing += missing // (84 if sys.maxsize >> 32 else 42) + 1
-    raise MemoryError(
-        "%s needs %d bytes of RAM and %d are missing: load it right after a reset, or "
-        "compile it with a smaller plan" % (name, needs, missing)
-    )
+def _execute(memory, args, share):
+    if share:
+        return core.run(memory, args, share)
+    return core.run(memory, args)
 
 
 class Net:
@@ -98,59 +70,22 @@ class Net:
     input: the input tensor (int8), to read a frame straight into, again for each sample; None
     where frames arrive by rows (sprout compile --rows).
     shape: (height, width, channels) of a frame. output: the output tensor (int8) after forward().
-    classes: names. recent: fraction of about
-    the last 32 samples that were recognised before they were learned; hit: whether the last was.
+    classes: names. recent: fraction of about the last 32 samples that were recognised before they
+    were learned; hit: whether the last was. step: samples learned. rate: of learning, at first
+    what the blob says or 0.002. seed: of the random rounding, 0 to 2**32 - 1.
     """
 
-    def __init__(self, path, classes, batch, verify, scratch):
-        self._name, source, resident = open_blob(path)
-        head = read_header(self._name, source, verify)
-        self._can_learn = head[4] & _CAN_LEARN
-        self._n_tensors, self._n_ops, self._n_forward, x, y, logits = head[20:26]
-        self.max_classes, n = head[27:29]
-        if batch < 1:
-            raise ValueError("batch is %s and must be 1 or more" % batch)
-        self.batch = batch
-        self._sizes = (
-            head[16],
-            head[17],
-            max(head[19], scratch or 0),
-            head[18] if self._can_learn and batch > 1 else 0,
-            0 if resident else HEADER + head[7],
-        )
-        # save() writes the names, which are most of the meta section.
-        room = max(_ROOM, 1024 + 4 * self.max_classes + 3 * head[13])
+    def __init__(self, path, classes=None, batch=1, verify=True, scratch=None):
         gc.collect()  # what stays from here on lies low in the heap, the arena after it
-        try:
-            self.name, names, self._p0 = read_meta(self._name, source, head)
-            self._named = self._checked(list(classes or names or map(str, range(n))))
-        except MemoryError:
-            _short(self._name, self._sizes, room + 64 * self.max_classes + 2 * head[13])
-        # A ROMFS cannot be written: there, and for bytes, the current folder takes checkpoints.
-        stem = self.name if resident else path[:-7] if path.endswith(".sprout") else path
-        self._checkpoint = stem + ".ckpt"
-        names = None
-        arena, trained, working, accum, program = _allocate(self._name, self._sizes, room)
-        if resident:
-            program = source[: HEADER + head[7]]
-        else:
-            self._read(source, 0, program)
-        self._memory = (source, program, arena, trained, working, accum or None)
+        self._broken = False  # a call of the core, or a read, began and has not ended
         self._args = array("i", [0] * _N_ARGS)
-        self._odds = array("i", bytes(4 * self.max_classes))
-        code = core.check(self._memory)
-        if code:
-            self._run(0, self._n_ops, _CHECK)  # says which operator it is
-            self._fail(code)
-        self.input, self.shape = self._tensor(x)
-        self._next_row, self._whole = 0, False
-        if len(self.input) < self.shape[0] * self.shape[1] * self.shape[2]:
-            self.input = None
-        self.output, _ = self._tensor(y)
-        self._logits, _ = self._tensor(logits)
-        if self.max_classes > len(self._logits):
-            trouble().damaged(self._name, "it has %d outputs" % len(self._logits))
-        self.rate = 0.002
+        self._curve = array("i", bytes(4 * (_CURVE + 2 * _MOST_POINTS)))
+        self._memory = (None,) * 6
+        self._next_row, self._whole, self.input = 0, False, None
+        self._keeper = self._drift = None  # a Replay or a Guard; a Drift
+        self.rate = 0.002  # where the blob names none
+        self._start((), 0, 0)
+        passing("opening").open_net(self, path, classes, batch, verify, scratch)
         self.reset()
 
     def feed(self, rows):
@@ -159,33 +94,29 @@ class Net:
         Then predict(), learn(label=...) and so on take no frame of their own.
         """
         h, w, c = self.shape
-        try:
-            code = core.set_input(self._memory, rows, self._next_row)
-            n = len(rows) // (w * c)
-        except TypeError:
-            code = -1
-        if code:
-            row, self._next_row = self._next_row, 0
+        row, self._next_row, self._whole = self._next_row, 0, False
+        if self._set_input(rows, row):
             trouble().wrong_rows(rows, row, self.shape)
-        self._next_row = (self._next_row + n) % h
+        self._next_row = (row + len(rows) // (w * c)) % h
         self._whole = self._next_row == 0
         return self._whole
 
     def predict(self, x=None, top=1):
         """(label, probability) of a sample, or a list of the `top` most likely.
 
-        x: uint8 pixels, as many as the input has; None if `input` is filled already, or all rows
-        were fed.
+        x: uint8 pixels, as many as the input has, in bytes, a bytearray, memoryview, array or
+        ndarray; None if `input` is filled already, or all rows were fed.
         """
         best = self.classify(x)
         classes, odds = self.classes, self._odds
         code = core.probabilities(self._memory, len(classes), self._p0, odds)
         if code:
             self._fail(code, len(classes))
+        if self._drift:
+            self._drift.note(odds[best])
         if top == 1:
             return classes[best], odds[best] / 32768
-        order = sorted(range(len(classes)), key=lambda i: -odds[i])
-        return [(classes[i], odds[i] / 32768) for i in order[:top]]
+        return passing("show").ranking(classes, odds, top)
 
     def classify(self, x=None):
         """The number of the most likely class; allocates nothing."""
@@ -201,71 +132,132 @@ class Net:
     def learn(self, x=None, label=None, rate=None):
         """One training step; returns the sample's loss before it, in nats.
 
-        label: name or number of the class. rate: for this step only.
+        label: name or number of the class. rate: for this step only, not for what is rehearsed
+        after it.
         """
-        args = self._args
+        m, e = self._usual, self._exponent
         if rate is not None:
-            parts = rate_parts(rate)
-        self._feed_labelled(x, label)
-        hit = self._best() == args[_LABEL]
-        usual_m, usual_e = args[_RATE_M], args[_RATE_E]
-        if rate is not None:
-            args[_RATE_M], args[_RATE_E] = parts
-        try:
-            self._run(self._n_forward, self._n_ops, _LEARN)
-        finally:
-            args[_RATE_M] = usual_m
-            args[_RATE_E] = usual_e
-        args[_STEP] += 1
-        self.hit = hit
-        self._seen = min(self._seen + 1, _RECENT)
-        self._recent += ((hit << 15) - self._recent) // self._seen
-        if self._memory[5]:
-            self._pending += 1
-            if self._pending >= self.batch:
-                self.apply()
-        return args[_LOSS] / 65536
+            m, e = self._parts(rate)
+        loss = self._learn(x, label, m, e)
+        if self._keeper:
+            self._keeper.after(loss, self._usual, self._exponent)
+        return loss / 65536
+
+    def learn_all(self, samples, epochs=1, test=None, patience=2, keep=None, report=print):
+        """Learn all samples, at a rate that falls smoothly from `rate` to 0 if they have a len().
+
+        samples: pairs (x, label): a list, or a function that returns an iterator for each epoch.
+        test: samples that are not learned but tested after every epoch; learning then stops when
+        `patience` epochs in a row have not been better than the best. keep: file for a checkpoint
+        of the best epoch, which the net goes back to at the end. report: gets a line of text an
+        epoch, or None. Learning that diverges stops. Returns what happened, to be looked at.
+        """
+        return passing("course").learn_all(self, samples, epochs, test, patience, keep, report)
+
+    def evaluate(self, samples):
+        """Test on pairs (x, label), in any iterable, without learning; returns what came of it.
+
+        That has n, right, accuracy (a fraction), loss (nats; None where the net cannot learn),
+        per_class and confusion, and shows them.
+        """
+        return passing("evaluate").evaluate(self, samples)
 
     def loss(self, x=None, label=None):
         """The sample's loss, in nats, without learning from it."""
         self._feed_labelled(x, label)
-        self._run(self._n_forward, self._n_forward + 1, _LEARN)  # the loss is the next operator
+        self._run(0, self._n_forward + 1, _LEARN)  # the loss comes right after the forward pass
         return self._args[_LOSS] / 65536
 
     def apply(self):
         """Apply an unfinished batch."""
-        if self._pending:
-            self._pending = 0
+        if self._memory[5] and self._pending:
+            self._begin()
             code = core.apply(self._memory)
+            self._broken = False
             if code:
                 self._fail(code)
+        self._pending = 0
 
     def decay(self, t, n):
-        """Set the rate for sample t of n, which falls smoothly from `rate` to 0."""
-        self._args[_RATE_M] = rate_at(self._mantissa, t, n)
+        """Set the rate for sample t of n, from 0, so that it falls smoothly from `rate` to 0.
+
+        learn_all() does it by itself; set `rate` to end it.
+        """
+        if not 0 <= t <= n or n == 0:
+            trouble().wrong_time(t, n)
+        self._usual = rate_at(self._mantissa, t, n)
 
     def add_class(self, name):
         """Add a class, as long as the blob has room (max_classes)."""
         self.classes = self._checked(self.classes + [name])
-        self._args[_CLASSES] = len(self.classes)
+
+    def remove_class(self, name):
+        """Forget a class, by name or number; the others keep their order and what they learned.
+
+        Takes a blob that was compiled with --classes and learns.
+        """
+        passing("classes").remove(self, name)
+
+    def replay(self, bytes=32768, form="auto", path=None, per_sample=1, clear=False):
+        """Keep what learn() gets, a fair share of each class, and rehearse it; returns the buffer.
+
+        bytes: of RAM, or of flash where path names a folder, whose samples stay after a restart;
+        0: no more replay. form: "latent", what the layers that learn get to see, so that
+        rehearsing skips the others; "compact", the same from where it takes fewest bytes; "raw",
+        the frames; "auto", the smaller of these two. per_sample: samples rehearsed after each new
+        one. clear: drop what the folder holds, another net's samples too.
+        """
+        from .replay import make
+
+        return make(self, self._keeper, bytes, form, path, per_sample, clear)
+
+    def rehearse(self, steps, rate=None):
+        """Learn from the replay buffer alone, so many steps; returns their mean loss, in nats."""
+        from .replay import rehearse
+
+        return rehearse(self, self._keeper, steps, rate)
+
+    def guard(self, bytes=16384, on_regression="restore", every=32, path=None):
+        """Hold one sample in eight aside and see by them whether learning does harm.
+
+        They are not learned. When their loss has risen, at a look after `every` samples, the net
+        goes back to the last good checkpoint and drops what it kept since ("restore"), or only
+        says so ("warn"). bytes: of RAM for them; 0: no more guard. path: file for the checkpoint;
+        by default it is in RAM where there is plenty, else beside the blob, named .good.
+        """
+        from .guard import make
+
+        self._keeper = make(self, self._keeper, bytes, on_regression, every, path)
+        return self._keeper
+
+    @property
+    def drift(self):
+        """How much less sure of its predictions the net has become, in standard errors.
+
+        The mean probability of the likeliest class over about the last 32 samples against the
+        last 512; above 4 the input has probably changed. It begins with the first look, with 0.
+        """
+        if not self._drift:
+            from .drift import Drift
+
+            self._drift = Drift()
+        return self._drift.value()
 
     def save(self, path=None):
         """Write a checkpoint, beside the blob by default, without an unfinished batch."""
         _, program, _, trained, _, _ = self._memory
+        if self._keeper:
+            self._keeper.flush()
         args = bytes(program[16:48]), self.name, self.classes, self.step, self.seed, trained
         checkpoint.write(path or self._checkpoint, *args)
 
     def restore(self, path=None):
-        """Go on where save() was called."""
-        _, program, _, trained, _, _ = self._memory
-        args = bytes(program[16:48]), self.name, trained
-        self._start(*checkpoint.read(path or self._checkpoint, *args))
+        """Go on where save() was called; Ctrl-C waits until it is done."""
+        self._surely(path or self._checkpoint)
 
     def reset(self):
-        """Forget everything learned, added classes too."""
-        source, program, _, trained, _, _ = self._memory
-        self._read(source, struct.unpack_from("<I", program, _INITIAL)[0], trained)
-        self._start(self._named, 0, self.seed)
+        """Forget everything learned, added classes too; Ctrl-C waits until it is done."""
+        self._surely("")
 
     def digest(self):
         """SHA-256 of the trained parameters, in hex."""
@@ -281,7 +273,16 @@ class Net:
             "accum": accum,
             "program": program,
             "native": code_bytes(),
+            "replay": self._keeper.size if self._keeper else 0,
         }
+
+    @property
+    def history(self):
+        """Loss and accuracy since load(), restore() or reset(), in at most 33 points.
+
+        Shows as two curves; gives rows (step, mean loss in nats, fraction right before learning).
+        """
+        return passing("history").History(self._curve)
 
     @property
     def step(self):
@@ -297,7 +298,7 @@ class Net:
 
     @seed.setter
     def seed(self, value):
-        if not 0 <= value <= 0xFFFFFFFF:
+        if not isinstance(value, int) or not 0 <= value <= 0xFFFFFFFF:
             raise ValueError("the seed is %s and must lie between 0 and 2**32 - 1" % value)
         self._args[_SEED] = value - (value >> 31 << 32)
 
@@ -307,32 +308,61 @@ class Net:
 
     @rate.setter
     def rate(self, value):
-        self._mantissa, self._args[_RATE_E] = rate_parts(value)
-        self._args[_RATE_M] = self._mantissa
+        self._mantissa, self._exponent = self._parts(value)
+        self._usual = self._mantissa  # what decay() lowers
         self._rate = value
 
     def __repr__(self):
-        text = "<%s: %d classes (%s)" % (self.name, len(self.classes), ", ".join(self.classes))
-        if self._can_learn:
-            text += ", %d samples seen" % self.step
-        if self._seen:
-            text += ", %.0f %% of the last %d right" % (self.recent * 100, self._seen)
-        return text + ", %d bytes of RAM>" % sum(self._sizes)
+        return passing("show").show(self, sum(self._sizes))
+
+    def _surely(self, path):
+        """Go to a checkpoint, or ("") to the start; once more where Ctrl-C broke that off."""
+        try:
+            self._go_back(path)
+        except (OSError, ValueError):
+            raise
+        except BaseException:
+            self._go_back(path)
+            raise
+
+    def _go_back(self, path):
+        _, program, _, trained, _, _ = self._memory
+        if path:
+            state = checkpoint.read(path, bytes(program[16:48]), self.name, trained)
+        else:
+            self._begin()
+            at = struct.unpack_from("<I", program, _INITIAL)[0]
+            self._read(self._memory[0], at, trained)
+            state = self._named, 0, self.seed
+        self._start(*state)
 
     def _start(self, classes, step, seed):
         self.classes = list(classes)
         self.seed = seed
-        args = self._args
-        args[_CLASSES] = len(classes)
-        args[_STEP] = step
-        args[_RATE_M] = self._mantissa
-        self._seen = self._recent = self._pending = 0
+        self._args[_STEP] = step
+        self._usual = self._mantissa
+        self._seen = self._recent = self._loss = self._pending = 0
         self.hit = False
+        curve = self._curve
+        for i in range(len(curve)):
+            curve[i] = 0
+        curve[_EVERY] = 1
+        curve[_BEFORE] = step
         accum = self._memory[5]
         if accum:
             view, zeros = memoryview(accum), bytes(64)
             for i in range(0, len(view), 64):
                 view[i : i + 64] = zeros[: len(view) - i]
+
+    def _set_input(self, x, row):
+        """Pixels into the input tensor, from a row on or (-1) all; the core's answer."""
+        self._begin()
+        try:
+            code = core.set_input(self._memory, x, row)
+        except TypeError:
+            code = -1
+        self._broken = False
+        return code
 
     def _feed(self, x):
         whole, self._whole = self._whole, False
@@ -341,25 +371,89 @@ class Net:
                 trouble().no_frame(self._next_row, self.shape)
             return
         self._next_row = 0
-        try:
-            code = core.set_input(self._memory, x)
-        except TypeError:
-            code = -1
-        if code:
+        if self._set_input(x, -1):
             trouble().wrong_sample(x, self.shape)
 
     def _feed_labelled(self, x, label):
-        """The forward pass of a step."""
+        """The sample into the input, and its label into the arguments."""
         if not self._can_learn:
-            raise ValueError("%s cannot learn: compile it with --plan last" % self._name)
+            trouble().cannot_learn(self._name)
+        self._args[_LABEL] = self._number(label)
+        self._feed(x)
+
+    def _learn(self, x, label, m, e):
+        """One step at the rate m * 2**e; returns the loss, Q16.
+
+        Without replay it allocates nothing. With it, its after() comes next.
+        """
+        args, keeper = self._args, self._keeper
+        self._feed_labelled(x, label)
+        self._run(keeper.keep(args[_LABEL]) if keeper else 0, self._n_forward, _LEARN)
+        best = self._best()
+        hit = best == args[_LABEL]
+        if self._drift:
+            self._drift.see(self, best)
+        args[_RATE_M] = m
+        args[_RATE_E] = e
+        if keeper and keeper.aside:
+            self._run(self._n_forward, self._n_forward + 1, _LEARN)
+        else:
+            self._run(self._n_forward, self._n_ops, _LEARN, 1)
+        loss = args[_LOSS]
+        self.hit = hit
+        self._seen = min(self._seen + 1, _RECENT)
+        self._recent += ((hit << 15) - self._recent) // self._seen
+        self._loss += (loss - self._loss) // self._seen
+        self._record(loss, hit)
+        if self._pending >= self.batch:
+            self.apply()
+        return loss
+
+    def _record(self, loss, hit):
+        """Into the history; when it is full, every two points become one."""
+        h = self._curve
+        if h[_POINTS] >= _MOST_POINTS:
+            half = h[_POINTS] = _MOST_POINTS // 2
+            if h[_EVERY] < _MOST_STEPS:
+                h[_EVERY] *= 2
+                for i in range(_CURVE, _CURVE + _MOST_POINTS, 2):
+                    j = 2 * i - _CURVE
+                    h[i] = h[j] + h[j + 2]
+                    h[i + 1] = h[j + 1] + h[j + 3]
+            else:  # the older half goes
+                h[_BEFORE] += h[_EVERY] * half
+                for i in range(_CURVE, _CURVE + _MOST_POINTS):
+                    h[i] = h[i + _MOST_POINTS]
+        h[_STEPS] += 1
+        h[_LOSSES] += (loss + 512) >> 10
+        h[_HITS] += hit
+        if h[_STEPS] >= h[_EVERY]:
+            i = _CURVE + 2 * h[_POINTS]
+            h[i] = h[_LOSSES]
+            h[i + 1] = h[_HITS]
+            h[_STEPS] = h[_LOSSES] = h[_HITS] = 0
+            h[_POINTS] += 1
+
+    def _diverges(self):
+        """Whether the last samples cost much more than guessing would."""
+        return self._seen == _RECENT and self._loss / 65536 > log(len(self.classes)) + 1
+
+    def _number(self, label):
         classes = self.classes
         if label in classes:
-            label = classes.index(label)
-        elif not isinstance(label, int) or not 0 <= label < len(classes):
+            return classes.index(label)
+        if not isinstance(label, int) or not 0 <= label < len(classes):
             trouble().wrong_label(label, self.name, classes)
-        self._args[_LABEL] = label
-        self._feed(x)
-        self._run(0, self._n_forward, _LEARN)
+        return label
+
+    def _parts(self, rate):
+        """(mantissa, exponent) of a learning rate."""
+        try:
+            if rate <= 1:
+                return rate_parts(rate)
+        except TypeError:
+            pass
+        trouble().wrong_rate(rate)
 
     def _best(self):
         """The class with the largest logit; the view shows int8 as bytes."""
@@ -378,29 +472,33 @@ class Net:
                 trouble().wrong_classes(self._name, 0, (name,))
         return classes
 
-    def _tensor(self, number):
-        """(view of its bytes, shape) of a tensor; the table is the first thing in the program."""
-        _, program, arena, _, _, _ = self._memory
-        if number >= self._n_tensors:
-            trouble().damaged(self._name, "tensor %d is missing" % number)
-        row = struct.unpack_from("<IHHH4xH", program, HEADER + 16 * number)
-        size = (row[4] or row[1]) * row[2] * row[3]
-        view = memoryview(arena)[row[0] : row[0] + size]
-        if len(view) != size:
-            trouble().damaged(self._name, "tensor %d is outside the arena" % number)
-        return view, row[1:4]
-
     def _read(self, source, offset, buffer):
-        if not read_at(source, offset, buffer):
+        self._broken = True
+        whole = read_at(source, offset, buffer)
+        self._broken = False
+        if not whole:
             raise OSError("%s cannot be read: copy it again" % self._name)
 
-    def _run(self, first, last, mode):
-        args = self._args
+    def _begin(self):
+        """Before anything reads the blob, which ends with _broken = False."""
+        if self._broken:
+            self._memory = passing("mend").mend(self._name, self._memory)
+        self._broken = True
+
+    def _run(self, first, last, mode, steps=0):
+        """Run operators, and count steps."""
+        self._begin()
+        args, memory = self._args, self._memory
         args[_FIRST] = first
         args[_LAST] = last
         args[_MODE] = mode
-        share = native.share
-        code = core.run(self._memory, args, share) if share else core.run(self._memory, args)
+        args[_CLASSES] = len(self.classes)
+        # MicroPython looks for Ctrl-C at jumps, and there is none until a step is counted too.
+        code = _execute(memory, args, native.share)
+        steps *= not code
+        args[_STEP] += steps
+        self._pending += steps
+        self._broken = False
         if code:
             self._fail(code)
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import choose, frontends
+from . import choose, frontends, rates
 from .analyze import (
     Bench,
     Contributions,
@@ -28,7 +28,7 @@ from .analyze import (
     mean_loss,
     read,
 )
-from .blob import Blob
+from .blob import FLAG_LEARNS, Blob
 from .compile import compile_model
 from .data import load_samples
 from .footprint import Footprint, measured
@@ -135,6 +135,8 @@ def choose_plan(
             choice = choose.winner(choices, results)
             plan, blob, gain = choice.plan, choice.blob, choice.gain
             say(_proof(choice, found is None))
+        if bench:
+            blob.meta["rate"] = find_rate(bench, blob, say)
     if len(tried) > 1:
         console.print(_trials(choices, results))
     if found is not None:
@@ -146,6 +148,27 @@ def choose_plan(
             text += f", true gain {true.mean():+.1f} ({each})"
         say(text)
     return blob
+
+
+def set_rate(model: Path, blob: Blob, want: Wanted, console: Console) -> None:
+    """Find the learning rate of a blob on the user's samples and write it into its meta."""
+    if not blob.flags & FLAG_LEARNS:
+        raise SproutError(
+            "--data finds a learning rate, and with --plan none nothing learns: give another plan."
+        )
+    assert want.data is not None
+    with Reporter(console) as report:
+        bench = make_bench(model, want.data, want, console, report)
+        blob.meta["rate"] = find_rate(
+            bench, blob, lambda text: console.print(text, markup=False, soft_wrap=True)
+        )
+
+
+def find_rate(bench: Bench, blob: Blob, say: Callable[[str], None]) -> float:
+    """Return the learning rate for a blob's plan, and say what is known of it."""
+    found = rates.find(bench, blob.info["plan"])
+    say(str(found))
+    return found.rate
 
 
 def _trials(choices: Sequence[choose.Choice], results: Results) -> Table:

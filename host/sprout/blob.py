@@ -22,7 +22,9 @@ offset  type     meaning
 56      u32 x 2  constants section: operators, frozen weights, per-channel tables.  Used in
                  place or streamed
 64      u32 x 2  initial section: the first bytes of the trained parameters, as they lie in RAM
-72      u32 x 2  meta section: JSON for the board (``name``, ``classes``, ``input``, ``output``)
+72      u32 x 2  meta section: JSON for the board (``name``, ``classes``, ``input``, ``output``,
+                 ``logits``, ``latent``: see below; perhaps ``rate``: the learning rate, a number,
+                 that suits the user's samples)
 80      u32 x 2  info section: JSON for the host (layer names, the plan, memory by part)
 88      u32      arena length in bytes
 92      u32      trained length in bytes
@@ -42,6 +44,10 @@ offset  type     meaning
 124     u32      offset, from the start of the program section, of 256 int8: input value by
                  pixel; 0: none
 ======  =======  ================================================================================
+
+``latent`` says where a step can be taken up again: a list of [operator, [[offset, bytes], ...]],
+with what of the arena the operators from there on read.  First the last operator before which
+nothing is trained, then earlier ones before which fewer bytes are needed.
 
 Program section
 ===============
@@ -235,6 +241,16 @@ does not matter.
   The remainder stays.
 
 A frozen channel (mant = 0) is left alone in all cases.
+
+Meta section
+============
+
+``name``, ``classes`` (names of those in use at first), ``input``, ``output`` and ``logits``:
+shape, scale and zero point, and of the logits ``p0``.  ``rate``, where it is there: the learning
+rate to begin with.  ``head``, where classes can change places, because their rows of the last
+layer differ in nothing but what is trained: lists of (0 the trained region or 1 the accumulators,
+offset there, bits of a row), row after row from that offset on.  A row of zeros has learned
+nothing.
 """
 
 from __future__ import annotations
@@ -534,6 +550,9 @@ def _contradiction(b: Blob) -> str:
     classes = b.meta.get("classes", [])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return "its names of classes are none"
+    rate = b.meta.get("rate", 1.0)
+    if type(rate) not in (int, float) or not 1e-9 <= rate <= 1e9:
+        return "its learning rate is none"
     return ""
 
 

@@ -21,8 +21,11 @@ from rich.console import Console
 
 from . import blob as blobs
 from . import data as npz
+from . import learned
+from .board import commands, flash, package, romfs
 from .board import table as boards
 from .graph import SproutError
+from .places import own_model
 from .progress import Reporter
 
 PLAN_HELP = """\b
@@ -34,7 +37,19 @@ What learns:
               input channels of layer 24 (any number of LAYER:FRACTION;
               'sprout inspect' shows the numbers), and the last layer
   FILE.json   the same as {"biases": 20, "weights": {"24": "1/4"}}
-  auto        the best that fits --ram, see README.md"""
+  auto        the best that fits --ram, see docs/plans.md"""
+
+
+class ModelFile(click.Path):
+    """A model file, or the name of a model that came with Sprout."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        return own_model(Path(value))
 
 
 class OutFile(click.Path):
@@ -212,7 +227,7 @@ def cli() -> None:
 
 
 @cli.command("compile", short_help="Make a blob for the board from a model and a plan.")
-@click.argument("model", type=IN_FILE)
+@click.argument("model", type=ModelFile())
 @click.option("-o", "--output", type=OutFile(), help="The blob; MODEL.sprout here if not given.")
 @click.option("--plan", default="none", help=PLAN_HELP)
 @classes_option
@@ -241,7 +256,9 @@ def cli() -> None:
     help="--plan auto: millions of multiplications that a training step may take.",
 )
 @click.option(
-    "--data", type=IN_FILE, help="--plan auto: samples to measure gains on, and the plan found."
+    "--data",
+    type=IN_FILE,
+    help="Samples to find the board's learning rate on; --plan auto: also to measure gains on.",
 )
 @click.option("--analysis", type=IN_FILE, help="--plan auto: gains that 'sprout analyze' wrote.")
 @click.option(
@@ -273,7 +290,11 @@ def compile_command(
     whole_layers: bool,
     **auto: Any,
 ) -> None:
-    """Make a blob for the board from MODEL, a .tflite or an MCUNet .pkl, and a plan."""
+    """Make a blob for the board from MODEL, a .tflite or an MCUNet .pkl, and a plan.
+
+    'person' is the network that comes with Sprout: people or no people in 96x96 pictures.
+    """
+    from . import auto as autos
     from . import inspect
     from .compile import compile_model
 
@@ -294,23 +315,19 @@ def compile_command(
         save=not whole_layers,
     )
     console = _console()
+    want = autos.Wanted(
+        class_names(classes), max_classes, seed, fractions, rows, input_range, **auto
+    )
     if plan == "auto":
-        from . import auto as autos
-
-        blob = autos.choose_plan(
-            model,
-            lambda found: make(plan=str(found)),
-            autos.Wanted(
-                class_names(classes), max_classes, seed, fractions, rows, input_range, **auto
-            ),
-            console,
-        )
+        blob = autos.choose_plan(model, lambda found: make(plan=str(found)), want, console)
     else:
-        for name in ("ram", "step_mmac", "data", "analysis"):
+        for name in ("ram", "step_mmac", "analysis"):
             if auto[name] is not None:
                 option = "--" + name.replace("_", "-")
                 raise SproutError(f"{option} belongs to --plan auto, and the plan is '{plan}'.")
         blob = make(plan=plan)
+        if auto["data"] is not None:
+            autos.set_rate(model, blob, want, console)
     raw = blob.to_bytes()
     output = output or Path(model.stem + ".sprout")
     write(output, raw)
@@ -320,7 +337,7 @@ def compile_command(
 
 
 @cli.command("analyze", short_help="Measure what each layer contributes on your samples.")
-@click.argument("model", type=IN_FILE)
+@click.argument("model", type=ModelFile())
 @click.option(
     "--data", required=True, type=IN_FILE, help="npz with 'x' uint8 [N, H, W, C] and 'y'."
 )
@@ -357,7 +374,7 @@ def analyze_command(
 
 
 @cli.command("frontier", short_help="Draw accuracy against RAM and multiplications.")
-@click.argument("model", type=IN_FILE)
+@click.argument("model", type=ModelFile())
 @click.option(
     "--data", required=True, type=IN_FILE, help="npz with 'x' uint8 [N, H, W, C] and 'y'."
 )
@@ -413,9 +430,15 @@ def class_names(text: str | None) -> list[str] | None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--png", type=OutFile(), help="Draw the arena over time into this file.")
 def inspect_command(blob: Path, as_json: bool, png: Path | None) -> None:
-    """Show what BLOB holds: layers, what learns, RAM and flash by part."""
+    """Show what BLOB holds: layers, what learns, RAM and flash by part.
+
+    Or what a board's checkpoint holds, or a folder of samples that it kept.
+    """
     from . import inspect
 
+    if learned.holds(blob):
+        learned.show(blob, as_json, _console())
+        return
     raw, parsed = read_blob(blob)
     if as_json:
         click.echo(json.dumps(inspect.describe(parsed, raw), indent=2))
@@ -471,7 +494,7 @@ def run_command(
     "--rate",
     metavar="R",
     type=float,
-    help="Learning rate at the start; falls to zero.  [default: 0.002]",
+    help="Learning rate at the start; falls to zero.  [default: the blob's, else 0.002]",
 )
 @click.option(
     "--batch",
@@ -512,13 +535,25 @@ def learn_command(
 
 @cli.command("sim", short_help="Open a simulated board's REPL, BLOB loaded as 'net'.")
 @click.argument("blob", type=IN_FILE)
+@click.argument("script", type=IN_FILE, required=False)
 @board
-def sim_command(blob: Path, board: str) -> int:
-    """Open MicroPython's REPL as a board would show it, with BLOB loaded as 'net'."""
+def sim_command(blob: Path, script: Path | None, board: str) -> int:
+    """Open MicroPython's REPL as a board would show it, with BLOB loaded as 'net', or run SCRIPT.
+
+    The folder build/sim-BOARD is the board's flash, with BLOB in it.
+    """
     from .board import sim
 
     read_blob(blob)
-    return sim.repl(blob, board)
+    if script:
+        exists(script, "give the name of a MicroPython program")
+    return sim.repl(blob, board, script)
+
+
+# Commands for boards, each with what it does in a file of its own.
+OTHERS = (flash.command, package.command, romfs.command, learned.command)
+for board_command in (*commands.COMMANDS, *OTHERS):
+    cli.add_command(board_command)
 
 
 def read_blob(path: Path) -> tuple[bytes, blobs.Blob]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import autodiff, blob, frontends, memory, overwrite, passes, stream
+from . import autodiff, blob, frontends, latent, memory, overwrite, passes, stream
 from . import plan as plans
 from .frontends.head import replace_head
 from .graph import (
@@ -142,10 +142,10 @@ def input_table(graph: Graph, input_range: tuple[float, float] | None = None) ->
 
     The rule: real = low + pixel / 255 * (high - low), where (low, high) is the one of (-1, 1), (0,
     1) and (0, 255) that the input's own quantised range comes closest to.  Where a pixel is one
-    LSB, the table is pixel - 128.
+    LSB, the table is pixel - 128.  With an ``input_range`` any input takes pixels.
     """
     x = graph.input
-    if x.shape[2] not in (1, 3) or x.shape[0] < 2 or x.shape[1] < 2:
+    if input_range is None and (x.shape[2] not in (1, 3) or x.shape[0] < 2 or x.shape[1] < 2):
         return None
     pixel = np.arange(256)
     low, high = x.scale * (-128 - x.zero_point), x.scale * (127 - x.zero_point)
@@ -578,8 +578,29 @@ class _Lowering:
             "output": _quantisation(graph.output),
             "logits": _quantisation(graph.logits) | {"p0": probability_factor(graph.logits.scale)},
         }
+        head = self.head_rows()
+        if head:
+            result.meta["head"] = head
         result.info = self.info(spans, result)
+        result.meta["latent"] = [
+            [cut, [[offset, length] for _, offset, length in alive]]
+            for cut, alive in latent.points(result)
+        ]
         return result
+
+    def head_rows(self) -> list[list[int]]:
+        """Return ``head`` of the meta section (see ``blob``), empty where rows of the last layer
+        differ in more than what they learn. A last layer learns as a whole or not at all."""
+        op = self.graph.convs[-1]
+        same = op.outputs[0].root() is self.graph.logits.root()
+        if not (same and op.attrs["train_weight"] and np.ptp(op.params["weight_scales"]) == 0):
+            return []
+        conv, row = op.attrs["conv_index"], op.params["weight"][0].size
+        (weight, sums), (bias, bias_sums) = (self.places[conv, k] for k in ("weight", "bias"))
+        parts = [[0, weight, 8 * row], [1, sums, 16 * row], [0, bias, 32], [1, bias_sums, 32]]
+        if (conv, "fraction") in self.places:
+            parts.append([0, self.places[conv, "fraction"][0], 4 * row])
+        return parts
 
     def info(self, spans: dict[int, memory.Buffer], b: blob.Blob) -> dict[str, Any]:
         """Return what ``sprout inspect`` shows."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 
 from . import blob as blobs
 from .graph import SproutError
+from .places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PREDICT, LEARN, CHECK = 0, 1, 2
 NUMPY_TYPES = {"int8": np.int8, "int16": np.int16, "int32": np.int32, "bits": np.uint8}
 MOST_CLASSES = 1024  # of which the core computes probabilities
@@ -75,11 +74,7 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
 @functools.cache
 def _build() -> Path:
     if not (ROOT / "native_modules" / "build.py").exists():
-        raise SproutError(
-            f"The C core is not in {ROOT / 'native_modules'}: run sprout from its checkout."
-        )
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))
+        raise SproutError(f"The C core is not in {ROOT / 'native_modules'}: install sprout again.")
     from native_modules import build
 
     try:

@@ -6,13 +6,13 @@ import hashlib
 import io
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from . import blob as blobs
+from . import latent
 from .graph import SproutError
 
 RAM_PARTS = {
@@ -33,9 +33,9 @@ FLASH_PARTS = {
 def describe(blob: blobs.Blob, data: bytes) -> dict[str, Any]:
     """Return everything that ``sprout inspect --json`` prints; sizes in bytes.
 
-    Keys: ``name``, ``classes``, ``max_classes``, ``input``, ``output``, ``logits``, ``plan``,
-    ``layers``, ``trained``, ``macs``, ``memory``, ``flash``, ``tensors``, ``steps`` (length of the
-    schedule), ``forward_steps`` and ``sha256`` of the file.
+    Keys: ``name``, ``classes``, ``max_classes``, ``input``, ``output``, ``logits``, ``latent``,
+    ``plan``, ``layers``, ``trained``, ``macs``, ``memory``, ``flash``, ``tensors``, ``steps``
+    (length of the schedule), ``forward_steps`` and ``sha256`` of the file.
     """
     info = _info(blob)
     return {
@@ -91,7 +91,7 @@ def layers(blob: blobs.Blob) -> list[dict[str, Any]]:
 def show(blob: blobs.Blob, file_len: int, console: Console) -> None:
     """Print the tables of ``sprout inspect``."""
     about = f"{blob.meta.get('name', 'model')}: {classes_text(blob)}"
-    for line in (about, learns_text(blob)):
+    for line in filter(None, (about, learns_text(blob), rehearses_text(blob))):
         console.print(line, markup=False, soft_wrap=True)
     table = Table("#", "layer", "in", "out", "MACs", "rows", "learns", box=None, pad_edge=False)
     for column in table.columns[2:6]:
@@ -118,10 +118,24 @@ def learns_text(blob: blobs.Blob) -> str:
         return f"learns nothing, it only predicts: {forward:,} MACs"
     kinds = [t["kind"] for t in info["trained"]]
     weights, biases = _count(kinds.count("weight"), "layer"), kinds.count("bias")
+    rate = f" at rate {blob.meta['rate']:g}" if "rate" in blob.meta else ""
     return (
-        f"learns {info['plan']}: weights of {weights} and biases of {biases}; "
+        f"learns {info['plan']}{rate}: weights of {weights} and biases of {biases}; "
         f"{forward:,} MACs forward, {backward:,} backward"
     )
+
+
+def rehearses_text(blob: blobs.Blob) -> str:
+    """What a kept sample takes and what a step from it costs, in a line; empty if none learns."""
+    points = latent.points(blob)
+    if not points:
+        return ""
+    whole = sum(_info(blob)["macs"].values())
+    texts = []
+    for cut, spans in points[:1] + points[1:][-1:]:
+        macs = latent.macs(blob, cut)
+        texts.append(f"{latent.size(spans):,} bytes, {macs:,} MACs ({macs / whole:.0%} of a step)")
+    return f"a sample kept for replay: {', or '.join(texts)}"
 
 
 def flash(blob: blobs.Blob, file_len: int) -> dict[str, int]:
@@ -219,7 +233,9 @@ def kind_of(tensor: dict[str, Any], n_forward: int) -> str:
 def new_figure(width: float, height: float) -> Any:
     """Return an empty matplotlib Figure of a size in inches."""
     # In the home directory it would leave its caches; pyplot would look for a window system.
-    os.environ.setdefault("MPLCONFIGDIR", str(Path(__file__).parents[2] / "build" / "matplotlib"))
+    from native_modules import build
+
+    os.environ.setdefault("MPLCONFIGDIR", str(build.BUILD / "matplotlib"))
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -7,9 +7,6 @@ parameters, and with them ``digest``, come out equal to the bit.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import struct
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from . import blob as blobs
+from . import checkpoint as checkpoints
 from .board.sim import learn_on_board, native_bytes
 from .data import Samples
 from .engine import LEARN, Engine
@@ -28,7 +26,6 @@ from .schedule import rate_at, rate_parts, sample_order
 
 DEFAULT_RATE = 0.002
 CURVE_POINTS = 50
-CHECKPOINT_HEAD = struct.Struct("<4sHHIII32s")  # specified in device/sprout/checkpoint.py
 
 
 @dataclass
@@ -103,7 +100,7 @@ def learn(
     blob = blobs.read(path.read_bytes(), str(path))
     if not blob.flags & blobs.FLAG_LEARNS:
         raise SproutError(f"{path} learns nothing: compile it with --plan last or a larger plan.")
-    rate = DEFAULT_RATE if rate is None else rate
+    rate = blob.meta.get("rate", DEFAULT_RATE) if rate is None else rate
     rate_parts(rate)  # complains
     if samples is not None:
         if samples > len(train):
@@ -171,7 +168,8 @@ def learn_on_host(
             curve.step(seen)
     after = accuracy(engine, test, report, "after")
     if save:
-        write_checkpoint(save, data, engine.trained.tobytes(), total, recipe.seed)
+        learned = checkpoints.of(data, engine.trained.tobytes(), total, recipe.seed)
+        checkpoints.write(save, learned)
     return {
         "accuracy_before": before,
         "accuracy_after": after,
@@ -248,23 +246,6 @@ def accuracy(
         if report:
             report(phase, n, len(samples), f"right {hits / n:.1%}")
     return hits / len(samples)
-
-
-def write_checkpoint(path: Path, data: bytes, trained: bytes, step: int, seed: int) -> None:
-    """Write what was learned as the board's ``net.save()`` does: device/sprout/checkpoint.py."""
-    meta = blobs.read(data).meta
-    text = json.dumps({"name": meta["name"], "classes": meta["classes"]}).encode()
-    head = CHECKPOINT_HEAD.pack(b"SPCK", 1, len(text), step, seed, len(trained), data[16:48])
-    body = head + text + trained
-    path.write_bytes(body + hashlib.sha256(body).digest())
-
-
-def read_checkpoint(path: Path) -> bytes:
-    """Return the trained parameters of a checkpoint."""
-    data = path.read_bytes()
-    text_len, length = struct.unpack_from("<H", data, 6)[0], struct.unpack_from("<I", data, 16)[0]
-    start = CHECKPOINT_HEAD.size + text_len
-    return data[start : start + length]
 
 
 def summary(result: dict[str, Any]) -> str:

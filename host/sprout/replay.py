@@ -16,32 +16,15 @@ import numpy as np
 
 from .blob import Blob
 from .engine import LEARN, Engine
+from .latent import Span, boundary, size
+from .places import device_module
 from .schedule import rate_at, rate_parts
 
 Array = np.ndarray
-Span = tuple[str, int, int]
-"""A tensor in the arena: name, offset, bytes."""
 
 
-def boundary(blob: Blob) -> tuple[int, list[Span]]:
-    """Return the first operator that needs a trained parameter, and what is alive in the arena
-    there, by name.
-
-    Saved channels are gathered right before the convolution that reads them, so a gather marks the
-    boundary too.
-    """
-    cut = blob.n_forward
-    for i, op in enumerate(blob.ops[: blob.n_forward]):
-        trained = op.kind in ("conv", "depthwise") and max(op.p[5], op.p[6]) >= 0
-        if trained or op.kind == "gather":
-            cut = i
-            break
-    spans = {
-        (t["offset"], t["nbytes"]): t["name"]
-        for t in reversed(blob.info["tensors"])
-        if t["dtype"] == "int8" and t["first"] < max(cut, 1) and t["last"] >= cut
-    }
-    return cut, sorted((name, offset, length) for (offset, length), name in spans.items())
+Reservoir: Any = device_module("reservoir").Reservoir
+"""Which samples a replay buffer keeps: the board's own policy."""
 
 
 @dataclass
@@ -60,14 +43,16 @@ class Replay:
         blob: Blob,
         frames: Sequence[Array] | Array,
         report: Callable[[int], Any] | None = None,
+        point: tuple[int, list[Span]] | None = None,
     ) -> Replay:
         """Run pictures, as ``Engine.set_input`` takes them, through the frozen operators.
 
-        ``report(done)`` is called after each.
+        ``report(done)`` is called after each; ``point`` is one of ``latent.points``, None for the
+        boundary.
         """
-        cut, spans = boundary(blob)
+        cut, spans = point or boundary(blob)
         engine = Engine(blob.to_bytes())
-        data = np.empty((len(frames), sum(n for _, _, n in spans)), np.uint8)
+        data = np.empty((len(frames), size(spans)), np.uint8)
         for i, frame in enumerate(frames):
             engine.set_input(frame)
             engine.run_ops(0, cut)
@@ -105,11 +90,15 @@ def learn(
     seed: int,
     batch: int = 1,
     after: Callable[[int], Any] | None = None,
+    *,
+    decay: bool = True,
+    step: int = 0,
 ) -> Array:
     """Learn from pictures in ``order``, the rate falling from ``rate`` to zero; return the loss
     (nats) before each step, float64.
 
-    ``after`` is called with the number of samples seen.
+    ``after`` is called with the number of samples seen.  Without ``decay`` the rate stays;
+    ``step`` steps were made before these.
     """
     order = list(order)
     mantissa, exponent = rate_parts(rate)
@@ -118,7 +107,8 @@ def learn(
         inputs.put(engine.arena, i)
         run = engine.run_ops(
             inputs.cut, len(engine.blob.ops), LEARN, label=int(labels[i]),
-            rate=(rate_at(mantissa, t, len(order)), exponent), seed=seed, step=t,
+            rate=(rate_at(mantissa, t, len(order)) if decay else mantissa, exponent), seed=seed,
+            step=step + t,
         )  # fmt: skip
         losses[t] = run.loss_q16 / 65536
         if batch > 1 and (t + 1) % batch == 0:

@@ -1,4 +1,4 @@
-# sprout_core in firmware that is built with CMake: USER_C_MODULES is this file.
+# sprout_core and sprout_frame in firmware that is built with CMake: USER_C_MODULES is this file.
 
 set(SPROUT_DIR ${CMAKE_CURRENT_LIST_DIR}/..)
 file(GLOB SPROUT_CORE CONFIGURE_DEPENDS ${SPROUT_DIR}/core/*.c)
@@ -11,7 +11,8 @@ set_source_files_properties(${SPROUT_KERNELS} ${SPROUT_CORE} PROPERTIES
 
 add_library(usermod_sprout INTERFACE)
 target_sources(usermod_sprout INTERFACE
-    ${SPROUT_KERNELS} ${SPROUT_CORE} ${SPROUT_DIR}/shell/shell.c)
+    ${SPROUT_KERNELS} ${SPROUT_CORE} ${SPROUT_DIR}/shell/shell.c
+    ${SPROUT_DIR}/frame/frame.c ${SPROUT_DIR}/frame/module.c)
 target_include_directories(usermod_sprout INTERFACE ${CMAKE_CURRENT_LIST_DIR})
 
 target_link_libraries(usermod INTERFACE usermod_sprout)

@@ -28,16 +28,14 @@ from typing import Any
 
 import numpy as np
 
+from .. import checkpoint
 from ..graph import SproutError
-from . import table
+from ..places import DEVICE
+from . import manual, table
 from .table import Board
 
-ROOT = Path(__file__).resolve().parents[3]
-if str(ROOT) not in sys.path:  # the checkout, where only host/ is installed
-    sys.path.append(str(ROOT))
-from native_modules import build, mpy  # noqa: E402
+from native_modules import build, mpy  # isort: skip  # places has put it on the path
 
-DEVICE = ROOT / "device" / "sprout"
 SCRIPTS = Path(__file__).with_name("scripts")
 LEAST_HEAP = 32 * 1024  # below this the package itself does not load
 STAND_IN = "armv6m"  # for architectures without a compiler here: its code is about the longest
@@ -66,9 +64,16 @@ def compile_script(source: Path, out: Path, name: str) -> None:
         raise SproutError(f"{name} does not compile for MicroPython: {done.stderr.strip()}")
 
 
-def _native(arch: str) -> Path:
+def native_modules(arch: str) -> dict[str, Path]:
+    """Return the native modules for an architecture, by their names on the board.
+
+    The committed ones; those whose sources changed since are built.
+    """
     try:
-        return build.build_natmod(arch)
+        return {
+            "sprout_core.mpy": build.find_natmod(arch),
+            "sprout_frame.mpy": build.find_natmod(arch, frame=True),
+        }
     except (build.BuildError, mpy.MpyError) as error:
         raise SproutError(f"The native module for {arch} cannot be built: {error}") from None
 
@@ -76,13 +81,15 @@ def _native(arch: str) -> Path:
 def library() -> Path:
     """Return the folder that goes onto MicroPython's module path, built where needed.
 
-    It holds the package ``sprout`` and the scripts as .mpy, and ``sprout_core.mpy`` for x64.
+    It holds the package ``sprout`` and the scripts as .mpy, the text of ``sprout.help()``, and
+    the native modules for x64.
     """
-    native = _native("x64")
+    natives = native_modules("x64")
     sources = {f"sprout/{file.name}": file for file in sorted(DEVICE.glob("*.py"))}
     sources |= {file.name: file for file in sorted(SCRIPTS.glob("*.py"))}
-    digest = hashlib.sha256(native.read_bytes())
-    for name, file in sources.items():
+    help_text = manual.text(DEVICE)
+    digest = hashlib.sha256(help_text.encode())
+    for name, file in {**natives, **sources}.items():
         digest.update(f"\n{name}\n".encode() + file.read_bytes())
     out = build.BUILD / "board" / digest.hexdigest()[:16]
     if out.exists():
@@ -92,7 +99,9 @@ def library() -> Path:
         new = Path(name, "lib")
         for at, file in sources.items():
             compile_script(file, (new / at).with_suffix(".mpy"), at)
-        shutil.copy(native, new / "sprout_core.mpy")
+        (new / "sprout" / "help.txt").write_text(help_text)
+        for at, native in natives.items():
+            shutil.copy(native, new / at)
         try:
             new.rename(out)
         except OSError:  # another process was faster
@@ -108,7 +117,8 @@ def _board(board: str | Board) -> Board:
 def native_bytes(board: str | Board = "pico") -> int:
     """Return the bytes of heap that native code takes on a board, in blocks of 16."""
     arch = _board(board).arch
-    code = mpy.code_bytes(_native(arch if arch in build.TOOLCHAINS else STAND_IN))
+    natives = native_modules(arch if arch in build.TOOLCHAINS else STAND_IN)
+    code = mpy.code_bytes(natives["sprout_core.mpy"])
     return (code + 15) // 16 * 16
 
 
@@ -291,7 +301,7 @@ def learn_on_board(
         put(folder, files)
         lines = run_script("learn", folder, config, board, heap, timeout, on_progress)
         if save is not None:
-            shutil.copy(folder / "net.ckpt", save)
+            checkpoint.write(save, checkpoint.read(folder / "net.ckpt"))
     result = dict(next(line for line in lines if line["kind"] == "result"))
     memory = result.pop("memory")
     native = native_bytes(board)
@@ -333,17 +343,19 @@ def run_on_board(
     return y.reshape(len(x), y.size // max(1, len(x)))
 
 
-def repl(blob: Path, board: str = "pico") -> int:
+def repl(blob: Path, board: str = "pico", script: Path | None = None) -> int:
     """Open MicroPython's REPL with the blob loaded as ``net``; return its exit status.
 
-    The folder build/sim-BOARD is the board's flash: what net.save() writes is there the next time.
+    With ``script`` run that program instead.  The folder build/sim-BOARD here is the board's
+    flash: what net.save() writes is there the next time.
     """
     start, environment = command(board)
-    folder = build.BUILD / f"sim-{board}"
+    folder = Path("build", f"sim-{board}")
     folder.mkdir(parents=True, exist_ok=True)
-    put(folder, {on_flash(blob): blob})
+    put(folder, {on_flash(blob): blob} | ({script.name: script.read_bytes()} if script else {}))
     load = f"import sprout; net = sprout.load({on_flash(blob)!r}); print(net)"
-    process = subprocess.Popen([*start, "-i", "-c", load], cwd=folder, env=environment)
+    words = [script.name] if script else ["-i", "-c", load]
+    process = subprocess.Popen([*start, *words], cwd=folder, env=environment)
     while True:
         try:
             return process.wait()

@@ -1,0 +1,135 @@
+"""The learning rate in a blob: its choice, the protocol against plain steps, the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from nets import residual_net
+from sprout import blob as blobs
+from sprout import cli, frontends, rates
+from sprout.analyze import losses
+from sprout.compile import compile_graph
+from sprout.engine import Engine
+from sprout.graph import SproutError
+from sprout.learning import DEFAULT_RATE
+from sprout.schedule import rate_parts, sample_order
+from test_analyze import count_work, make_bench, pictures
+
+
+def count_rates(monkeypatch):
+    """Record for which plans and seeds rates are measured; runs in this process."""
+    done = []
+
+    def here(work, job, scheduler=None):
+        for i, (task, plan, seed) in enumerate(work):
+            done.append((plan, seed))
+            yield i, job(task, plan, seed)
+
+    monkeypatch.setattr(rates, "spread", here)
+    return done
+
+
+def test_the_smallest_rate_within_the_error_of_the_best_wins():
+    scores = np.full((len(rates.GRID), 2), 9.0)
+    scores[4] = 1.0, 1.2  # the best
+    scores[3] = 1.1, 1.1  # 0 apart, give or take 0.1
+    scores[2] = 1.2, 1.4  # 0.2 apart each time
+    assert rates.choose(scores).rate == rates.GRID[3]
+    assert rates.choose(scores[:, :1]).rate == rates.GRID[4]
+    scores[2] = 1.0, 1.2
+    assert rates.choose(scores).rate == rates.GRID[2]
+
+
+def test_bursts_are_of_one_class_each_and_lose_nothing():
+    labels = np.array([0, 1, 2] * 11)
+    order = np.random.default_rng(0).permutation(33)[:30]
+    found = rates.bursts(labels, order, 1)
+    assert sorted(found) == sorted(order)
+    changes = int((np.diff(labels[found]) != 0).sum())
+    assert changes < sum(-(-n // rates.BURST) for n in np.bincount(labels[order]))
+    assert (found == rates.bursts(labels, order, 1)).all()
+    assert (found != rates.bursts(labels, order, 2)).any()
+
+
+def test_a_score_is_that_of_plain_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "GRID", (0.02,))
+    task = make_bench(tmp_path).task
+    learned, held_out = task.split(1)
+    engine = Engine(compile_graph(residual_net(), "b3").to_bytes())
+    order = learned[sample_order(len(learned), 1, 1)]
+    seen = []
+    for part in (order, *np.array_split(rates.bursts(task.labels, order, 1), rates.LOOKS)):
+        for i in part:
+            engine.step(task.frames[i], int(task.labels[i]), rate_parts(0.02), 1, engine.run.step)
+            engine.run.step += 1
+        step, found = engine.run.step, []
+        for i in held_out:
+            engine.set_input(task.frames[i])
+            found.append(engine.forward().ravel().astype(float))
+        about = engine.blob.meta["logits"]
+        real = (np.array(found) - about["zero_point"]) * about["scale"]
+        seen.append(losses(real, task.labels[held_out]).mean())
+        engine.run.step = step
+    assert rates.measure(task, "b3", 1) == [pytest.approx(np.mean(seen), abs=1e-12)]
+
+
+def test_rates_are_measured_once(tmp_path, monkeypatch):
+    work = count_rates(monkeypatch)
+    bench = make_bench(tmp_path)
+    first = rates.find(bench, "b2")
+    assert work == [("b2", 0), ("b2", 1)]
+    assert str(rates.find(bench, "b2")) == str(first) and len(work) == 2
+    assert first.rate in rates.GRID and first.scores.shape == (len(rates.GRID), 2)
+    rates.find(bench, "b3")
+    assert work[2:] == [("b3", 0), ("b3", 1)]
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A network and a file of samples, where the command line works."""
+    samples = pictures(residual_net)
+    np.savez(tmp_path / "mine.npz", x=samples.x, y=samples.y)
+    (tmp_path / "net.tflite").write_bytes(b"a network of our own")
+    monkeypatch.setattr(frontends, "load", lambda path: residual_net())
+    monkeypatch.setattr(rates, "GRID", (0.001, 0.004))
+    monkeypatch.chdir(tmp_path)
+    count_work(monkeypatch)
+    count_rates(monkeypatch)
+    return tmp_path
+
+
+@pytest.mark.parametrize("plan", [("b3",), ("auto", "--ram", "7K")])
+def test_compile_writes_the_rate_that_learn_takes(tiny, capsys, plan):
+    common = ("compile", "net.tflite", "--plan", *plan, "-o", "net.sprout")
+    assert cli.main([*common, "--data", "mine.npz"]) == 0
+    said = capsys.readouterr().out
+    _, with_rate = cli.read_blob(tiny / "net.sprout")
+    rate = with_rate.meta["rate"]
+    assert rate in rates.GRID
+    assert f"learning rate {rate:g}" in said and f" at rate {rate:g}:" in said
+    learn = ["learn", "net.sprout", "--train", "mine.npz", "--test", "mine.npz", "--json", "r"]
+    assert cli.main([*learn]) == 0
+    assert json.loads((tiny / "r").read_text())["rate"] == rate
+    if len(plan) == 1:
+        assert cli.main([*common]) == 0
+        _, without = cli.read_blob(tiny / "net.sprout")
+        assert without.constants == with_rate.constants and "rate" not in without.meta
+        assert cli.main([*learn]) == 0
+        assert json.loads((tiny / "r").read_text())["rate"] == DEFAULT_RATE
+
+
+def test_what_cannot_learn_has_no_rate(tiny, capsys):
+    args = ["compile", "net.tflite", "--data", "mine.npz", "-o", "net.sprout"]
+    assert cli.main(args) == 1
+    assert "with --plan none nothing learns" in capsys.readouterr().err
+    assert not (tiny / "net.sprout").exists()
+
+
+@pytest.mark.parametrize("rate", ["0.002", None, 0, -1.0, 1e10, float("nan"), True])
+def test_a_rate_that_is_none_is_damage(rate):
+    blob = compile_graph(residual_net(), "last")
+    blob.meta["rate"] = rate
+    with pytest.raises(SproutError, match="net is damaged, its learning rate is none"):
+        blobs.read(blob.to_bytes(), "net")
