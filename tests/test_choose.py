@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from fractions import Fraction
 from pathlib import Path
@@ -187,6 +188,13 @@ def test_gains_follow_the_loss_which_is_less_noisy():
     gains = choose.from_analysis(found)
     assert gains.biases == pytest.approx({2: 2.0, 3: 2.0})
     assert gains.weights == pytest.approx({(7, half): 0.0, (8, half): 0.0})
+
+
+def test_what_the_solver_prints_is_not_ours(capfd):
+    with choose._quiet():
+        ctypes.CDLL(None).puts(b"debugging")
+    print("ours")
+    assert capfd.readouterr().out == "ours\n"
 
 
 def results(losses):
