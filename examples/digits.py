@@ -25,15 +25,11 @@ def samples(name):
     return sources.Labelled(take, lambda: str(next(said, 0)))
 
 
-def accuracy():
-    hits = [net.predict(x)[0] == label for x, label in samples("test")]
-    return 100 * sum(hits) / len(hits)
-
-
-before = accuracy()
-n = 0
+before = net.evaluate(samples("test"))
+known = net.step
 for x, label in samples("train"):
     net.learn(x, label)
-    n += 1
 net.save()
-print("digits of a new speaker: %.1f %% before, %.1f %% after %d" % (before, accuracy(), n))
+after = net.evaluate(samples("test"))
+print("digits of a new speaker: %.1f %% before, %.1f %% after %d"
+      % (before.accuracy * 100, after.accuracy * 100, net.step - known))  # fmt: skip

@@ -39,15 +39,12 @@ def samples(name):
     return sources.Labelled(take, recorded.label)
 
 
-def accuracy():
-    hits = [net.predict(x)[0] == label for x, label in samples("test.bin")]
-    return 100 * sum(hits) / len(hits)
-
-
-before = accuracy()
-n = 0
+before = net.evaluate(samples("test.bin"))
+known = net.step
 for x, label in samples("train.bin"):
     net.learn(x, label)
-    n += 1
 net.save()
-print("gestures: %.1f %% before, %.1f %% after %d windows" % (before, accuracy(), n))
+after = net.evaluate(samples("test.bin"))
+print("gestures: %.1f %% before, %.1f %% after %d windows"
+      % (before.accuracy * 100, after.accuracy * 100, net.step - known))  # fmt: skip
+print(after)

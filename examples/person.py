@@ -17,13 +17,10 @@ train = sources.Packed("train", net, frame)
 test = sources.Packed("test", net, frame)
 
 
-def accuracy():
-    return sum(net.classify(x) == label for x, label in test) / len(test)
-
-
-before = accuracy()
+before = net.evaluate(test)
 for x, label in train:
     net.learn(x, label)
 net.save()
+after = net.evaluate(test)
 print("person in the dark: %.1f %% before, %.1f %% after %d pictures"
-      % (before * 100, accuracy() * 100, len(train)))  # fmt: skip
+      % (before.accuracy * 100, after.accuracy * 100, len(train)))  # fmt: skip

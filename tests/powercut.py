@@ -318,6 +318,12 @@ class Life:
         self.known = {}  # stamp of the record in a slot
         self.open = {}  # slot: stamps written since the last flush
         self.stamp = 0
+        board = Board(kind, bytearray(self.data))
+        net = load()
+        for _ in range(4):
+            net.save()
+        board.off()
+        self.reach = 50 + board.flash.n // 2  # writes of two saves and some samples
 
     def random(self, below):
         self.seed = (self.seed * 1103515245 + 12345) & 0x7FFFFFFF
@@ -325,15 +331,14 @@ class Life:
 
     def go(self, mode, result):
         """From a restart to a power cut at a random write."""
-        board = Board(self.kind, self.data, 1 + self.random(150), mode, self.seed)
+        board = Board(self.kind, self.data, 1 + self.random(self.reach), mode, self.seed)
         try:
             net = load()
             found = restored(net)
             must(found in (self.done, self.saving), "checkpoint")
             result["older"] += found == self.done != self.saving
             self.done = self.saving = found
-            ring = Ring("/flash/ring", RECORD, 3 * RING, TAG)
-            self._compare(ring, result)
+            samples = self._samples(net, result)
             while True:
                 step = net.step
                 learn(net, 1 + self.random(3))
@@ -342,24 +347,16 @@ class Life:
                 self.done = self.saving
                 result["saves"] += 1
                 result["steps"] += net.step - step
-                for _ in range(self.random(4)):
-                    slot = self.random(ring.capacity)
-                    self.stamp = (self.stamp + 1) & 0xFFFF
-                    self.open.setdefault(slot, []).append(self.stamp)
-                    must(ring.write(slot, slot % 4, payload(self.stamp)), "full")
-                    result["records"] += 1
-                if self.random(2):
-                    must(ring.flush(), "full")
-                    for slot, stamps in self.open.items():
-                        self.known[slot] = stamps[-1]
-                    self.open = {}
+                self._saved(samples, result)
         except PowerCut:
             pass
         finally:
             board.off()
         result["cuts"] += 1
 
-    def _compare(self, ring, result):
+    def _samples(self, net, result):
+        """The ring, compared with the log."""
+        ring = Ring("/flash/ring", RECORD, 3 * RING, TAG)
         buffer = bytearray(RECORD)
         found = {}
         for slot in range(ring.capacity):
@@ -372,9 +369,44 @@ class Life:
                 must(fat or self.garbled, "record lost", slot)
                 result["lost"] += 1
         self.known, self.open = found, {}
+        return ring
+
+    def _saved(self, ring, result):
+        """Some records more."""
+        for _ in range(self.random(4)):
+            slot = self.random(ring.capacity)
+            self.stamp = (self.stamp + 1) & 0xFFFF
+            self.open.setdefault(slot, []).append(self.stamp)
+            must(ring.write(slot, slot % 4, payload(self.stamp)), "full")
+            result["records"] += 1
+        if self.random(2):
+            must(ring.flush(), "full")
+            for slot, stamps in self.open.items():
+                self.known[slot] = stamps[-1]
+            self.open = {}
 
 
-def random_cuts(kind, blob, n, garbled, seed, result):
+class Replaying(Life):
+    """The same, with the samples that the net keeps and rehearses by itself."""
+
+    kept = 0
+
+    def _samples(self, net, result):
+        replay = net.replay(3 * RING, "raw", "/flash/ring")
+        lost = max(0, self.kept - replay.used)
+        must(not lost or self.kind == "fat", "samples lost", lost)
+        result["lost"] += lost
+        for slot in range(replay.capacity):
+            if replay.labels[slot] >= 0:
+                must(replay.recall(slot) >= 0, "damaged", slot)
+        return replay
+
+    def _saved(self, replay, result):
+        self.kept = replay.used
+        result["records"] += 1
+
+
+def random_cuts(kind, blob, n, garbled, seed, result, make=Life):
     """n cuts, each at a random write of a net that learns, saves and keeps samples.
 
     FAT is cut before, after and in the middle of writes, and the first loss is an exception. With
@@ -383,7 +415,7 @@ def random_cuts(kind, blob, n, garbled, seed, result):
     """
     modes = ("before",) + TORN if kind == "fat" and not garbled else ("before",) + ALL[kind]
     result.update(cuts=0, saves=0, steps=0, records=0, older=0, lost=0, losses=0)
-    life = Life(kind, blob, seed, garbled)
+    life = make(kind, blob, seed, garbled)
     while result["cuts"] < n:
         mode = modes[life.random(len(modes))]
         try:
@@ -392,7 +424,7 @@ def random_cuts(kind, blob, n, garbled, seed, result):
             if not garbled:
                 raise Loss("%s, cut %d, %s: %r" % (kind, result["cuts"], mode, e)) from e
             result["losses"] += 1
-            life = Life(kind, blob, life.seed, garbled)
+            life = make(kind, blob, life.seed, garbled)
         gc.collect()
 
 
@@ -447,6 +479,8 @@ elif config["what"] == "ring":
     each_write_of_a_ring(kind, blob, result)
 elif config["what"] == "random":
     random_cuts(kind, blob, config["n"], config.get("garbled", False), config["seed"], result)
+elif config["what"] == "replay":
+    random_cuts(kind, blob, config["n"], False, config["seed"], result, Replaying)
 else:
     wear(kind, blob, result)
 result["seconds"] = time.ticks_diff(time.ticks_ms(), start) / 1000

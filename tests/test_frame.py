@@ -279,7 +279,7 @@ print(net.predict(frame(bytes(range(81)))) == once)
         ("(21846, 14, 'rgb888', net)", "ValueError", "longer than 65535 bytes"),
         ("(4, 4, 'grey', net)(bytes(15))", "ValueError", "in grey has 16 bytes, not 15: give"),
         ("(4, 4, 'rgb565', net)(bytes(16))", "ValueError", "in rgb565 has 32 bytes, not 16:"),
-        ("(4, 4, 'grey', net)(None)", "ValueError", "a frame is bytes, bytearray or memoryview"),
+        ("(4, 4, 'grey', net)(None)", "ValueError", "a frame is bytes, bytearray, memoryview"),
     ],
 )
 def test_mistakes_get_a_sentence(code: str, kind: str, message: str, tmp_path: Path) -> None:

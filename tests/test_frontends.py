@@ -18,7 +18,7 @@ from sprout import frontends
 from sprout.frontends.head import replace_head
 from sprout.graph import Graph, SproutError, macs
 
-from tests.tflite_writer import TfliteWriter
+from tools.tflite_writer import TfliteWriter
 
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 ACTIVATION = schema.ActivationFunctionType
@@ -184,7 +184,7 @@ def one(
     x, y = w.tensor("x", shape), w.tensor("y", out, *quantization)
     extra = [] if constant is None else [w.constant("c", constant)]
     w.op(kind, [x, *extra], [y], **options)
-    return w.data([x], [y])
+    return w.finish([x], [y])
 
 
 def load(tmp_path: Path, data: bytes) -> Graph:
@@ -196,7 +196,7 @@ def load(tmp_path: Path, data: bytes) -> Graph:
 
 
 def test_small_model(tmp_path: Path) -> None:
-    graph = load(tmp_path, small().data([0], [5]))
+    graph = load(tmp_path, small().finish([0], [5]))
     conv, reshape, dense = graph.ops
     assert (graph.name, graph.input.name, graph.output.index) == ("small", "x", 5)
     assert conv.attrs["padding"] == (1, 1, 1, 1) and "rounding" not in conv.attrs
@@ -240,7 +240,7 @@ def test_activation(tmp_path: Path, activation: int, want: tuple[int, int]) -> N
     w = TfliteWriter()
     x, y = w.tensor("x", (1, 4)), w.tensor("y", (1, 4), 0.1, -10)
     w.op("ADD", [x, x], [y], FusedActivationFunction=activation)
-    (op,) = load(tmp_path, w.data([x], [y])).ops
+    (op,) = load(tmp_path, w.finish([x], [y])).ops
     assert (op.attrs["act_min"], op.attrs["act_max"]) == want
 
 
@@ -252,7 +252,7 @@ def test_depth_multiplier(tmp_path: Path, channels: int, kind: str) -> None:
     x, k = w.tensor("x", (1, 9, 9, channels)), w.tensor("k", weight.shape, 0.1, values=weight)
     y = w.tensor("y", (1, 9, 9, 6))
     w.op("DEPTHWISE_CONV_2D", [x, k], [y], **CONV)
-    (op,) = load(tmp_path, w.data([x], [y])).ops
+    (op,) = load(tmp_path, w.finish([x], [y])).ops
     assert op.kind == kind
     assert np.array_equal(op.params["weight"].reshape(6, 3, 3), weight[0].transpose(2, 0, 1))
 
@@ -264,7 +264,7 @@ def test_float_ends(tmp_path: Path) -> None:
         w.ops.insert(0, ("QUANTIZE", [a], [n["x"]], {}))
         w.op("DEQUANTIZE", [n["out"]], [b])
 
-    graph = load(tmp_path, small(change).data([6], [7]))
+    graph = load(tmp_path, small(change).finish([6], [7]))
     assert graph.input_float and graph.output_float
     assert (graph.input.name, graph.output.name) == ("x", "out")
     assert (graph.input_shape, graph.output_shape) == ((6, 5, 2), (3,))
@@ -279,7 +279,7 @@ def test_shape_arithmetic_is_passed_over(tmp_path: Path) -> None:
     w.op("STRIDED_SLICE", [parts[0], *[w.constant("c", [i]) for i in range(3)]], [parts[1]])
     w.op("PACK", [parts[1], w.constant("24", 24)], [parts[2]])
     w.op("RESHAPE", [x, parts[2]], [y])
-    graph = load(tmp_path, w.data([x], [y]))
+    graph = load(tmp_path, w.finish([x], [y]))
     assert graph.ops == [] and graph.output is graph.input
 
 
@@ -311,7 +311,7 @@ def test_folded_transpose(tmp_path: Path) -> None:
     w.op("TRANSPOSE", [x, w.constant("p", [0, 3, 1, 2])], [t])
     w.op("RESHAPE", [t, w.constant("s", [1, 24])], [f])
     w.op("FULLY_CONNECTED", [f, w.tensor("w", (2, 24), 0.01, values=weight)], [y])
-    graph = load(tmp_path, w.data([x], [y]))
+    graph = load(tmp_path, w.finish([x], [y]))
     value = RNG.integers(-128, 128, (1, 2, 3, 4))
     want = weight.astype(int) @ value.transpose(0, 3, 1, 2).reshape(-1)
     assert np.array_equal(graph.convs[0].params["weight"].reshape(2, -1) @ value.reshape(-1), want)
@@ -369,14 +369,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
 def test_refused(tmp_path: Path, case: str) -> None:
     change, words = REFUSED[case]
     w = small(change)
-    assert words in refusal(tmp_path / "m.tflite", w.data([0], [len(w.tensors) - 1]))
+    assert words in refusal(tmp_path / "m.tflite", w.finish([0], [len(w.tensors) - 1]))
 
 
 def test_refused_ends(tmp_path: Path) -> None:
     path = tmp_path / "m.tflite"
-    assert "2 inputs" in refusal(path, small().data([0, 1], [5]))
-    assert "2 outputs" in refusal(path, small().data([0], [3, 5]))
-    assert "2 subgraphs" in refusal(path, small().data([0], [5], subgraphs=2))
+    assert "2 inputs" in refusal(path, small().finish([0, 1], [5]))
+    assert "2 outputs" in refusal(path, small().finish([0], [3, 5]))
+    assert "2 subgraphs" in refusal(path, small().finish([0], [5], subgraphs=2))
 
 
 def test_refused_shapes(tmp_path: Path) -> None:
@@ -392,13 +392,13 @@ def test_refused_shapes(tmp_path: Path) -> None:
     a, b, y = w.tensor("a", (1, 4, 4, 2)), w.tensor("b", (1, 1, 1, 2)), w.tensor("y", (1, 4, 4, 2))
     w.op("MEAN", [a, w.constant("axes", [1, 2])], [b], KeepDims=True)
     w.op("ADD", [a, b], [y])
-    assert "adds [1, 4, 4, 2] and [1, 1, 1, 2]" in refusal(path, w.data([a], [y]))
+    assert "adds [1, 4, 4, 2] and [1, 1, 1, 2]" in refusal(path, w.finish([a], [y]))
 
     w = TfliteWriter()
     x, t, y = w.tensor("x", (1, 2, 4, 4)), w.tensor("t", (1, 4, 4, 2)), w.tensor("y", (1, 4, 4, 2))
     w.op("TRANSPOSE", [x, w.constant("p", [0, 2, 3, 1])], [t])
     w.op("MAX_POOL_2D", [t], [y], FilterHeight=1, FilterWidth=1, StrideH=1, StrideW=1)
-    assert "MAX_POOL_2D at tensor 1 (t) needs the elements" in refusal(path, w.data([x], [y]))
+    assert "MAX_POOL_2D at tensor 1 (t) needs the elements" in refusal(path, w.finish([x], [y]))
 
 
 def test_no_model(tmp_path: Path) -> None:
@@ -439,7 +439,7 @@ def survives(path: Path, copies: list[bytes]) -> int:
 
 
 def test_damaged_tflite(tmp_path: Path) -> None:
-    copies = mutations(small().data([0], [5]), 1500, keep=8)
+    copies = mutations(small().finish([0], [5]), 1500, keep=8)
     assert survives(tmp_path / "m.tflite", copies) > 500
 
 
@@ -621,7 +621,7 @@ def test_damaged_pickles(tmp_path: Path) -> None:
 
 
 def test_fresh_head(tmp_path: Path) -> None:
-    old = load(tmp_path, small().data([0], [5]))
+    old = load(tmp_path, small().finish([0], [5]))
     graph = replace_head(old, ["no", "yes"], 6, seed=3)
     well_formed(graph)
     op = graph.convs[-1]
@@ -645,7 +645,7 @@ def test_fresh_head_drops_softmax_and_reshape(tmp_path: Path) -> None:
     w.op("CONV_2D", [x, weight], [y], **CONV)
     w.op("RESHAPE", [y, w.constant("s", [1, 2, 2])], [r])
     w.op("SOFTMAX", [r], [p], Beta=1.0)
-    graph = load(tmp_path, w.data([x], [p]))
+    graph = load(tmp_path, w.finish([x], [p]))
     assert [op.kind for op in graph.ops] == ["conv", "reshape", "softmax"]
     fresh = replace_head(graph, ["a", "b"])
     assert [op.kind for op in fresh.ops] == ["conv"]
@@ -653,7 +653,7 @@ def test_fresh_head_drops_softmax_and_reshape(tmp_path: Path) -> None:
 
 
 def test_head_refusals(tmp_path: Path) -> None:
-    graph = load(tmp_path, small().data([0], [5]))
+    graph = load(tmp_path, small().finish([0], [5]))
     with pytest.raises(SproutError, match="different names"):
         replace_head(graph, ["a", "a"])
     with pytest.raises(SproutError, match="cannot hold the 2 named"):

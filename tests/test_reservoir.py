@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from array import array
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ def test_a_class_that_comes_again_and_again_leaves_its_turn_to_the_others():
         reservoir.offer(1)
         picked.append(reservoir.labels[reservoir.pick()])
     assert picked == [0, 2, 3, 0, 2, 3, 0, 2]
-    reservoir.drop(2)
+    labels = [-1 if label == 2 else label for label in reservoir.labels]
+    reservoir.restore(labels, reservoir.state())
     assert [reservoir.labels[reservoir.pick()] for _ in range(6)] == [3, 0, 1, 3, 0, 1]
 
 
@@ -168,3 +170,54 @@ def test_needs_no_more_than_the_small_integers_of_32_bits():
         x = reservoir._random
         y = x ^ (x & 0x7FFFF) << 11
         assert max(x, y, y ^ y >> 13, reservoir._next()) < 2**30
+
+
+class Trips(list):
+    """A list at whose n-th access Ctrl-C comes, before it is done or after."""
+
+    left = 0
+
+    def trip(self):
+        Trips.left -= 1
+        if not Trips.left:
+            raise KeyboardInterrupt
+
+    def __getitem__(self, i):
+        self.trip()
+        return super().__getitem__(i)
+
+    def __setitem__(self, i, value):
+        self.trip()
+        super().__setitem__(i, value)
+        self.trip()
+
+    def append(self, value):
+        self.trip()
+        super().append(value)
+        self.trip()
+
+
+def test_a_call_that_is_broken_off_can_be_mended():
+    broken = 0
+    for n in range(1, 400):
+        reservoir = Reservoir(6, n)
+        for label in (0, 1, 2, 0, 1, 0, 0, 2, 1):
+            reservoir.offer(label)
+        for name in ("labels", "kept", "seen", "_full", "_turn"):
+            setattr(reservoir, name, Trips(getattr(reservoir, name)))
+        Trips.left = n
+        try:
+            for label in (3, 0, 1, 3):
+                reservoir.offer(label)
+                reservoir.pick()
+        except KeyboardInterrupt:
+            broken += 1
+        Trips.left = 0
+        reservoir.restore(array("h", reservoir.labels), reservoir.state())
+        balance(reservoir)
+        for label in range(5):
+            reservoir.offer(label)
+            assert reservoir.labels[reservoir.pick()] >= 0
+        assert sorted(reservoir._turn) == list(range(5))
+        assert reservoir.used == sum(balance(reservoir))
+    assert 200 < broken < 399

@@ -7,6 +7,7 @@ and I2S.
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 from nets import residual_net
 from sprout import compile as compiler
 from sprout import logmel
+from sprout.board import sim
 from sprout.engine import Engine
 from sprout.schedule import rate_parts
+from test_api import members
 from test_device import fails, run
 from test_frame import a_frame, pixels_of, with_pillow
 
@@ -206,3 +209,16 @@ def test_mistakes_get_a_sentence(flash: Path, code: str, kind: str, message: str
     (flash / "taught" / "a" / "0.bin").write_bytes(b"short")
     raised, text = fails(flash, LOAD + "import camera, sensor\n" + code)
     assert raised == kind and message in text
+
+
+@pytest.mark.parametrize("module", ["frame", "logmel", "sources"])
+def test_stubs_agree_with_the_package(module: str) -> None:
+    """Names, arguments, defaults, of functions and of methods."""
+    found = []
+    for suffix in (".py", ".pyi"):
+        body = ast.parse((sim.DEVICE / (module + suffix)).read_text()).body
+        classes = {
+            node.name: members(node.body) for node in body if isinstance(node, ast.ClassDef)
+        }
+        found.append((members(body), classes))
+    assert found[0] == found[1]

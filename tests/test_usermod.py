@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_device as device
+import test_frame as frames
 from sprout import compile as compiler
 from sprout.board import sim
 from sprout.engine import Engine
@@ -197,6 +198,21 @@ def test_unix_firmware_learns_what_the_host_learns(source, task, tmp_path):
     code += "print(net.memory()['native'], hasattr(sprout.native.core, '__file__'))\n"
     *_, learned, parts = run_unix(tmp_path, code)
     assert (learned, parts) == (digest, "0 False")
+
+
+def test_unix_firmware_scales_what_pillow_scales(tmp_path):
+    size, format, shape = (20, 14), "rgb565be", (9, 8, 3)
+    pixels = frames.a_frame(size, format)
+    (tmp_path / "x.bin").write_bytes(pixels)
+    code = f"""
+import sprout, sprout_frame
+class Net:
+    shape, input, name = {shape}, bytearray({9 * 8 * 3}), "net"
+print(bytes(sprout.Frame(20, 14, {format!r}, Net)(open("x.bin", "rb").read())).hex())
+print(hasattr(sprout_frame, "__file__"))
+"""
+    expected = frames.with_pillow(frames.pixels_of(pixels, size, format), shape)
+    assert run_unix(tmp_path, code) == [expected.tobytes().hex(), "False"]
 
 
 def test_firmware_answers_what_the_native_module_answers(tmp_path):

@@ -7,7 +7,7 @@ engine, three seeds.  Beside them stands float32 with every layer learning, wher
 bench-accuracy`` has run it.
 
 Nothing but these last runs looks at a test set.  A plan is found on the training set alone: gains
-come from 480 of its samples, then the plans that they lead to learn two thirds of at most 5,000,
+come from 480 of its samples, then the plans that they lead to learn two thirds of at most 4,000,
 and the one with the least loss on the other third, mean of three such cuts, is taken.  The rate is
 the one that ``make bench-accuracy`` found for the paper's smaller plan and for the head; for
 digits, where it has found none, the one with the least held-out loss in the same cuts.
@@ -45,7 +45,7 @@ RATES = {
     ("cifar10", PLAN): 0.002, ("cifar10", "last"): 0.008,
 }  # fmt: skip
 GRIDS = {PLAN: (0.001, 0.002, 0.004, 0.008), "last": (0.002, 0.004, 0.008, 0.016, 0.032)}
-FEW, MOST, EPOCHS, SEEDS = 480, 5000, 2, 3
+FEW, MOST, EPOCHS, SEEDS = 480, 4000, 2, 3
 """Samples that gains come from and that trials have at most; epochs and seeds of the former."""
 
 LIMIT = 128 << 10

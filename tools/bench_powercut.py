@@ -84,6 +84,7 @@ def cut_lines(small: bytes, other: bytes, cuts: int) -> dict[str, dict[str, Any]
         ("every write, ring", small, {"what": "ring"}),
         ("every write, save, person", other, {"what": "save", "first": 3}),
         ("random", small, {"what": "random", "n": cuts, "seed": 1}),
+        ("random, net.replay()", small, {"what": "replay", "n": cuts // 10, "seed": 4}),
         ("random, person", other, {"what": "random", "n": cuts // 20, "seed": 2}),
     ]
     garbled = {"what": "random", "n": cuts // 10, "seed": 3, "garbled": True}
@@ -97,9 +98,9 @@ def cut_lines(small: bytes, other: bytes, cuts: int) -> dict[str, dict[str, Any]
             counts = [f"{found[c]:,}" if c in found else "" for c in columns]
             rows.append([system, name, *counts, f"{found['seconds']:.0f}"])
             print(*rows[-1], sep="  ", flush=True)
-    header = ["", "", "cuts", "saves", "steps", "samples", "fell back", "losses", "samples lost"]
+    header = ["cuts", "saves", "steps", "samples", "cut while saving", "losses", "samples lost"]
     print()
-    common.print_table([*header, "s"], rows)
+    common.print_table(["", "", *header, "s"], rows)
     return results
 
 

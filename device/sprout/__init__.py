@@ -12,6 +12,7 @@ import gc
 # Collecting often while modules load leaves few holes, and the arena needs one long piece.
 _threshold = gc.threshold()
 gc.threshold(1024)
+from .blobfile import passing  # noqa: E402
 from .net import Net, load  # noqa: E402
 
 gc.threshold(_threshold)
@@ -44,9 +45,7 @@ def Frame(width, height, format, net, mirror=False, flip=False):
 
 def help(name=None):
     """Say what there is, or all about one name."""
-    from .manual import show
-
-    show(name)
+    passing("manual").show(name)
 
 
 __all__ = ("Frame", "Net", "cores", "help", "load")

@@ -52,7 +52,10 @@ def learn_all(net, samples, epochs, test, patience, keep, report):
         loss = hits = n = 0
         for x, label in pairs(samples):
             m = rate_at(mantissa, min(t, total), total) if total else mantissa
-            loss += net._learn(x, label, m, exponent) >> 8
+            one = net._learn(x, label, m, exponent)
+            if net._keeper:
+                net._keeper.after(one, m, exponent)
+            loss += one >> 8
             hits += net.hit
             n += 1
             t += 1

@@ -88,7 +88,7 @@ class Guard:
         return buffer.keep(label) if buffer else 0
 
     def after(self, loss, m, e):
-        """What learn() does after a sample of this loss, Q16, at the rate m * 2**e."""
+        """What comes after a new sample of this loss, Q16, at the rate m * 2**e."""
         if self.aside:
             if self._held.slot is not None:
                 self._before[self._held.slot] = loss >> 4

@@ -9,7 +9,7 @@ from math import log
 from micropython import const
 
 from . import checkpoint, native
-from .blobfile import HEADER, open_blob, read_at, read_header, read_meta, trouble
+from .blobfile import passing, read_at, trouble
 from .native import code_bytes, core
 from .schedule import rate_at, rate_parts
 
@@ -32,9 +32,7 @@ _PREDICT = const(0)
 _LEARN = const(1)
 _CHECK = const(2)
 
-_CAN_LEARN = const(4)  # flag of the blob
 _INITIAL = const(64)  # where its header says where the initial parameters are
-_ROOM = const(2304)  # bytes that objects need after the buffers are there
 _RECENT = const(32)  # samples that the running accuracy looks back on
 
 # Words of what history.py reads: steps of a point, points, steps, losses (1/64 nat) and hits since
@@ -58,33 +56,6 @@ def load(path, *, classes=None, batch=1, verify=True, scratch=None):
     memory; more than the least means fewer reads.
     """
     return Net(path, classes, batch, verify, scratch)
-
-
-def _buffers(sizes, room):
-    """Buffers of these sizes, or None; no trace of them is left on the stack then."""
-    buffers = []
-    try:
-        for size in sizes:
-            buffers.append(bytearray(size))
-    except MemoryError:
-        return None
-    return buffers if gc.mem_free() >= room else None
-
-
-def _allocate(name, sizes, room):
-    """Buffers of these sizes, with bytes of room beside them.
-
-    Tries before it counts: the heap of an ESP32 grows on demand.
-    """
-    gc.collect()
-    buffers = _buffers(sizes, room)
-    return buffers or _short(name, sizes, room)
-
-
-def _short(name, sizes, room):
-    from .short import short
-
-    short(name, sizes, room)
 
 
 def _execute(memory, args, share):
@@ -114,52 +85,7 @@ class Net:
         self._keeper = self._drift = None  # a Replay or a Guard; a Drift
         self.rate = 0.002  # where the blob names none
         self._start((), 0, 0)
-        self._name, source, resident = open_blob(path)
-        head = read_header(self._name, source, verify)
-        self._can_learn = head[4] & _CAN_LEARN
-        self._n_tensors, self._n_ops, self._n_forward, x, y, logits = head[20:26]
-        self.max_classes, n = head[27:29]
-        if batch < 1:
-            raise ValueError("batch is %s and must be 1 or more" % batch)
-        self.batch = batch
-        self._sizes = (
-            head[16],
-            head[17],
-            max(head[19], scratch or 0),
-            head[18] if self._can_learn and batch > 1 else 0,
-            0 if resident else HEADER + head[7],
-        )
-        # save() writes the names, which are most of the meta section.
-        room = max(_ROOM, 1024 + 4 * self.max_classes + 3 * head[13])
-        gc.collect()
-        try:
-            self.name, names, self._p0, rate = read_meta(self._name, source, head)
-            self._named = self._checked(list(classes or names or map(str, range(n))))
-            self._odds = array("i", bytes(4 * self.max_classes))
-        except MemoryError:
-            _short(self._name, self._sizes, room + 64 * self.max_classes + 2 * head[13])
-        # A ROMFS cannot be written: there, and for bytes, the current folder takes checkpoints.
-        stem = self.name if resident else path[:-7] if path.endswith(".sprout") else path
-        self._checkpoint = stem + ".ckpt"
-        self.rate = rate or self.rate
-        names = None
-        arena, trained, working, accum, program = _allocate(self._name, self._sizes, room)
-        if resident:
-            program = source[: HEADER + head[7]]
-        else:
-            self._read(source, 0, program)
-        self._memory = (source, program, arena, trained, working, accum or None)
-        code = core.check(self._memory)
-        if code:
-            self._run(0, self._n_ops, _CHECK)  # says which operator it is
-            self._fail(code)
-        self.input, self.shape = self._tensor(x)
-        if len(self.input) < self.shape[0] * self.shape[1] * self.shape[2]:
-            self.input = None
-        self.output, _ = self._tensor(y)
-        self._logits, _ = self._tensor(logits)
-        if self.max_classes > len(self._logits):
-            trouble().damaged(self._name, "it has %d outputs" % len(self._logits))
+        passing("opening").open_net(self, path, classes, batch, verify, scratch)
         self.reset()
 
     def feed(self, rows):
@@ -190,9 +116,7 @@ class Net:
             self._drift.note(odds[best])
         if top == 1:
             return classes[best], odds[best] / 32768
-        from .show import ranking
-
-        return ranking(classes, odds, top)
+        return passing("show").ranking(classes, odds, top)
 
     def classify(self, x=None):
         """The number of the most likely class; allocates nothing."""
@@ -208,12 +132,16 @@ class Net:
     def learn(self, x=None, label=None, rate=None):
         """One training step; returns the sample's loss before it, in nats.
 
-        label: name or number of the class. rate: for this step only.
+        label: name or number of the class. rate: for this step only, not for what is rehearsed
+        after it.
         """
         m, e = self._usual, self._exponent
         if rate is not None:
             m, e = self._parts(rate)
-        return self._learn(x, label, m, e) / 65536
+        loss = self._learn(x, label, m, e)
+        if self._keeper:
+            self._keeper.after(loss, self._usual, self._exponent)
+        return loss / 65536
 
     def learn_all(self, samples, epochs=1, test=None, patience=2, keep=None, report=print):
         """Learn all samples, at a rate that falls smoothly from `rate` to 0 if they have a len().
@@ -224,9 +152,7 @@ class Net:
         of the best epoch, which the net goes back to at the end. report: gets a line of text an
         epoch, or None. Learning that diverges stops. Returns what happened, to be looked at.
         """
-        from .course import learn_all
-
-        return learn_all(self, samples, epochs, test, patience, keep, report)
+        return passing("course").learn_all(self, samples, epochs, test, patience, keep, report)
 
     def evaluate(self, samples):
         """Test on pairs (x, label), in any iterable, without learning; returns what came of it.
@@ -234,9 +160,7 @@ class Net:
         That has n, right, accuracy (a fraction), loss (nats; None where the net cannot learn),
         per_class and confusion, and shows them.
         """
-        from .evaluate import evaluate
-
-        return evaluate(self, samples)
+        return passing("evaluate").evaluate(self, samples)
 
     def loss(self, x=None, label=None):
         """The sample's loss, in nats, without learning from it."""
@@ -272,18 +196,16 @@ class Net:
 
         Takes a blob that was compiled with --classes and learns.
         """
-        from .classes import remove
+        passing("classes").remove(self, name)
 
-        remove(self, name)
-
-    def replay(self, bytes=32768, form="latent", path=None, per_sample=1, clear=False):
+    def replay(self, bytes=32768, form="auto", path=None, per_sample=1, clear=False):
         """Keep what learn() gets, a fair share of each class, and rehearse it; returns the buffer.
 
         bytes: of RAM, or of flash where path names a folder, whose samples stay after a restart;
         0: no more replay. form: "latent", what the layers that learn get to see, so that
         rehearsing skips the others; "compact", the same from where it takes fewest bytes; "raw",
-        the frames. per_sample: samples rehearsed after each new one. clear: drop what the folder
-        holds, another net's samples too.
+        the frames; "auto", the smaller of these two. per_sample: samples rehearsed after each new
+        one. clear: drop what the folder holds, another net's samples too.
         """
         from .replay import make
 
@@ -360,9 +282,7 @@ class Net:
 
         Shows as two curves; gives rows (step, mean loss in nats, fraction right before learning).
         """
-        from .history import History
-
-        return History(self._curve)
+        return passing("history").History(self._curve)
 
     @property
     def step(self):
@@ -393,9 +313,7 @@ class Net:
         self._rate = value
 
     def __repr__(self):
-        from .show import show
-
-        return show(self, sum(self._sizes))
+        return passing("show").show(self, sum(self._sizes))
 
     def _surely(self, path):
         """Go to a checkpoint, or ("") to the start; once more where Ctrl-C broke that off."""
@@ -464,9 +382,9 @@ class Net:
         self._feed(x)
 
     def _learn(self, x, label, m, e):
-        """One step at the rate m * 2**e, and what replay adds; returns the loss, Q16.
+        """One step at the rate m * 2**e; returns the loss, Q16.
 
-        Without replay it allocates nothing.
+        Without replay it allocates nothing. With it, its after() comes next.
         """
         args, keeper = self._args, self._keeper
         self._feed_labelled(x, label)
@@ -489,8 +407,6 @@ class Net:
         self._record(loss, hit)
         if self._pending >= self.batch:
             self.apply()
-        if keeper:
-            keeper.after(loss, m, e)
         return loss
 
     def _record(self, loss, hit):
@@ -556,18 +472,6 @@ class Net:
                 trouble().wrong_classes(self._name, 0, (name,))
         return classes
 
-    def _tensor(self, number):
-        """(view of its bytes, shape) of a tensor; the table is the first thing in the program."""
-        _, program, arena, _, _, _ = self._memory
-        if number >= self._n_tensors:
-            trouble().damaged(self._name, "tensor %d is missing" % number)
-        row = struct.unpack_from("<IHHH4xH", program, HEADER + 16 * number)
-        size = (row[4] or row[1]) * row[2] * row[3]
-        view = memoryview(arena)[row[0] : row[0] + size]
-        if len(view) != size:
-            trouble().damaged(self._name, "tensor %d is outside the arena" % number)
-        return view, row[1:4]
-
     def _read(self, source, offset, buffer):
         self._broken = True
         whole = read_at(source, offset, buffer)
@@ -578,9 +482,7 @@ class Net:
     def _begin(self):
         """Before anything reads the blob, which ends with _broken = False."""
         if self._broken:
-            from .mend import mend
-
-            self._memory = mend(self._name, self._memory)
+            self._memory = passing("mend").mend(self._name, self._memory)
         self._broken = True
 
     def _run(self, first, last, mode, steps=0):

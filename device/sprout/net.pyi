@@ -66,7 +66,7 @@ class Net:
     def replay(
         self,
         bytes: int = 32768,
-        form: str = "latent",
+        form: str = "auto",
         path: str | None = None,
         per_sample: int = 1,
         clear: bool = False,

@@ -36,8 +36,9 @@ class Replay:
     def __init__(self, net, size, form, path, per_sample, clear):
         if per_sample < 0:
             raise ValueError("per_sample is %s and must be 0 or more" % per_sample)
-        self._net, self.form, self.per_sample = net, form, per_sample
-        self.first, self._parts = _point(net, form)
+        self._net, self.per_sample = net, per_sample
+        form, self.first, self._parts = _point(net, form)
+        self.form = form
         self.record_bytes = record = sum(map(len, self._parts))
         if size < record + _BESIDE:
             trouble().replay_too_small(form, size, record + _BESIDE)
@@ -48,13 +49,19 @@ class Replay:
             of.update(form.encode())
             self._store = Ring(path, record, size, of.digest(), clear)
             self._ids = _hashes
+            self._seen = path + "/seen"
         else:
             self._store = _Ram(record, size)
             self._ids = self._store.ids
+            self._seen = None
         self._reservoir = Reservoir(self._store.capacity, net.seed ^ net.step)
         self._known, self._torn = (), False
         self.slot = self.fresh = None
+        if path and not clear:
+            self._recollect()
         self.sync()
+        if path:
+            self._remember()  # on FAT the file is made here, as those of the ring
 
     def __repr__(self):
         text = "<replay: %d of %d samples, %s, %d bytes each>"
@@ -107,7 +114,7 @@ class Replay:
         return self.first
 
     def after(self, loss, m, e):
-        """What learn() rehearses after a step of this loss, Q16, at the rate m * 2**e."""
+        """What is rehearsed after a new sample of this loss, Q16, at the rate m * 2**e."""
         if self.per_sample and self.used:
             self.rehearse(self.per_sample, m, e)
 
@@ -139,7 +146,9 @@ class Replay:
         """Put a kept sample, any by default, into the arena; returns the number of its class."""
         reservoir = self._mend()
         while reservoir.used:
+            self._torn = True
             at = reservoir.pick() if slot is None else slot
+            self._torn = False
             if self._store.read(at, *self._parts) >= 0:
                 return reservoir.labels[at]
             reservoir.set(at, -1)  # flash has damaged it
@@ -165,6 +174,8 @@ class Replay:
         """Return when all that was kept is on flash."""
         if not self._store.flush():
             self.sync()  # with less room than before
+        if self._seen:
+            self._remember()
 
     def clear(self):
         """Drop all samples."""
@@ -191,6 +202,39 @@ class Replay:
             self._reservoir = reservoir = Reservoir(len(labels))
         reservoir.restore(labels, state)
         self._known, self._classes, self._torn = known, self._net.classes, False
+
+    def _remember(self):
+        """Write how many samples of each class were seen, without which a restart would favour
+        those that come after it: int32 number of the name and count of each class, CRC-32."""
+        words = array("i", bytes(8 * self._net.max_classes + 4))
+        seen = self._mend().seen
+        for i in range(min(len(self._known), len(seen))):
+            words[2 * i], words[2 * i + 1] = self._known[i], seen[i]
+        words[-1] = _check(words)
+        try:
+            try:
+                file = open(self._seen, "r+b")
+            except OSError:
+                file = open(self._seen, "wb")
+            with file:
+                file.write(words)
+        except OSError:
+            pass  # the flash is full
+
+    def _recollect(self):
+        """What was seen before a restart, if that can be read."""
+        words = array("i", bytes(8 * self._net.max_classes + 4))
+        try:
+            with open(self._seen, "rb") as file:
+                whole = file.readinto(words) == 4 * len(words)
+        except OSError:
+            return
+        if whole and words[-1] == _check(words):
+            state = self._reservoir.state()
+            for i in range(0, len(words) - 1, 2):
+                state.append(words[i + 1])
+            self._known = [words[i] for i in range(0, len(words) - 1, 2)]
+            self._reservoir.restore((), state)
 
     def _mend(self):
         """The reservoir, counted again after keep() was interrupted or the classes changed."""
@@ -287,6 +331,11 @@ def rehearse(net, keeper, steps, rate):
     return keeper.rehearse(steps, m, e)
 
 
+def _check(words):
+    """CRC-32 of all words but the last, in 31 bits."""
+    return crc32(memoryview(words)[:-1]) & 0x7FFFFFFF
+
+
 def _hashes(names):
     """Numbers of names that are the same after every restart, 15 bits."""
     known = [crc32(name.encode()) & 0x7FFF for name in names]
@@ -297,15 +346,15 @@ def _hashes(names):
 
 
 def _point(net, form):
-    """(operator to begin with, views of the parts of the arena that it needs) for a form."""
-    if form not in ("raw", "latent", "compact"):
-        raise ValueError("form is %r and must be 'raw', 'latent' or 'compact'" % (form,))
+    """(form, operator to begin with, views of the parts of the arena that it needs)."""
+    if form not in ("auto", "raw", "latent", "compact"):
+        raise ValueError("form is %r and must be 'auto', 'raw', 'latent' or 'compact'" % (form,))
     if not net._can_learn:
         trouble().cannot_learn(net._name)
     if form == "raw":
         if net.input is None:
             trouble().no_raw_rows(net._name)
-        return 0, [net.input]
+        return form, 0, [net.input]
     net._begin()
     source, program, arena = net._memory[:3]
     meta = read_json(net._name, source, *struct.unpack_from("<II", program, _META))
@@ -315,7 +364,7 @@ def _point(net, form):
         trouble().no_latents(net._name)
     first, parts = 0, []
     try:
-        first, spans = points[-1 if form == "compact" else 0]
+        first, spans = points[0 if form == "latent" else -1]
         for at, size in spans:
             part = memoryview(arena)[at : at + size]
             if at < 0 or size < 1 or len(part) != size:
@@ -325,4 +374,8 @@ def _point(net, form):
             raise ValueError
     except (TypeError, ValueError):
         trouble().damaged(net._name, "its boundary for replay is none")
-    return first, parts
+    if form == "auto":
+        if net.input is not None and len(net.input) <= sum(map(len, parts)):
+            return "raw", 0, [net.input]
+        form = "compact"
+    return form, first, parts

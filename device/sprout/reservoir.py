@@ -86,12 +86,20 @@ class Reservoir:
     def restore(self, labels, state=None):
         """Go on with these labels in the slots, as after a restart; more labels are left out.
 
-        Without a state, each class counts as seen as often as it is there.
+        Without a state, each class counts as seen as often as it is there. Whatever a call that
+        was broken off has left is in order then.
         """
+        self._meet(len(self.kept) - 1)
         for i in range(len(self.seen)):
-            self.seen[i] = self._full[i] = 0
+            self.kept[i] = self.seen[i] = self._full[i] = 0
+        if sorted(self._turn) != list(range(len(self._turn))):
+            for i in range(len(self._turn)):
+                self._turn[i] = i
+        self.used = 0
         for slot in range(len(self.labels)):
-            self.set(slot, labels[slot] if slot < len(labels) else -1)
+            label = labels[slot] if slot < len(labels) else -1
+            self.labels[slot] = -1
+            self.set(slot, label)
         if state:
             self._random = state[0] & 0x3FFFFFFF or 1
             self._meet(len(state) - 2)
@@ -100,11 +108,12 @@ class Reservoir:
             self.seen[i] = max(self.kept[i], min(seen, 0xFFFFF))
 
     def _meet(self, label):
-        while len(self.kept) <= label:
-            self.kept.append(0)
-            self.seen.append(0)
-            self._full.append(0)
-            self._turn.append(len(self._turn))
+        while len(self._turn) <= label:
+            n = len(self._turn)
+            for counts in (self.kept, self.seen, self._full):
+                if len(counts) == n:
+                    counts.append(0)
+            self._turn.append(n)
 
     def _now(self, label):
         """It was the turn of a class."""

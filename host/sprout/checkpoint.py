@@ -31,7 +31,8 @@ It writes the one that is not the newest whole one, so that the newest stays wha
   nothing but the slot's own sectors and the sector of its own folder, where closing a file notes
   the time.  PATH is no slot there but is read like one.
 
-What is written here has the seconds since 1970 as its number: newer than what a board counted.
+What is written here has the seconds since 1970 as its number: newer than what a board counted from
+0, or from an earlier such number as long as it saves less than once a second.
 
 A ring
 ======

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from . import blob as blobs
 from . import data as npz
+from . import learned
 from .board import commands, flash, package, romfs
 from .board import table as boards
 from .graph import SproutError
@@ -429,9 +430,15 @@ def class_names(text: str | None) -> list[str] | None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--png", type=OutFile(), help="Draw the arena over time into this file.")
 def inspect_command(blob: Path, as_json: bool, png: Path | None) -> None:
-    """Show what BLOB holds: layers, what learns, RAM and flash by part."""
+    """Show what BLOB holds: layers, what learns, RAM and flash by part.
+
+    Or what a board's checkpoint holds, or a folder of samples that it kept.
+    """
     from . import inspect
 
+    if learned.holds(blob):
+        learned.show(blob, as_json, _console())
+        return
     raw, parsed = read_blob(blob)
     if as_json:
         click.echo(json.dumps(inspect.describe(parsed, raw), indent=2))
@@ -544,7 +551,8 @@ def sim_command(blob: Path, script: Path | None, board: str) -> int:
 
 
 # Commands for boards, each with what it does in a file of its own.
-for board_command in (*commands.COMMANDS, flash.command, package.command, romfs.command):
+OTHERS = (flash.command, package.command, romfs.command, learned.command)
+for board_command in (*commands.COMMANDS, *OTHERS):
     cli.add_command(board_command)
 
 

@@ -62,9 +62,13 @@ class Stream:
 @dataclass(frozen=True)
 class Method:
     """How a board learns: at one ``rate``, with ``rehearse`` kept samples after each new one, from
-    a replay buffer of ``slots`` samples.  New samples are learned at ``new`` times the rate, which
-    on the board is ``net.learn(x, label, rate=new * net.rate)``: kept samples are soon known by
-    heart, have small gradients, and lose against new ones that are learned at the same rate."""
+    a replay buffer of ``slots`` samples.
+
+    New samples are learned at ``new`` times the rate: kept ones are soon known by heart, have
+    small gradients, and lose against new ones at the same rate.  On the board that is
+    ``net.replay(size, per_sample=0)`` and then, for each sample, ``net.learn(x, label, rate=new *
+    net.rate)`` and ``net.rehearse(rehearse)``.
+    """
 
     rate: float
     rehearse: int = 0
@@ -100,7 +104,7 @@ def slots(size: int, record: int) -> int:
     return size // (record + BESIDE)
 
 
-class _Learner:
+class Learner:
     """A net and its steps."""
 
     def __init__(self, blob: Blob, inputs: Replay, labels: Array, rate: float, seed: int) -> None:
@@ -141,14 +145,14 @@ def learn(
     ``inputs`` are all samples after the frozen operators, ``seed`` that of the rounding and
     of what is kept.  Without ``test`` the matrix is empty.
     """
-    net = _Learner(blob, inputs, stream.labels, method.rate, seed)
+    net = Learner(blob, inputs, stream.labels, method.rate, seed)
     new = rate_parts(method.rate * method.new)
     reservoir = Reservoir(method.slots, seed)
     held = np.zeros(method.slots, np.int64)
     matrix: list[list[float]] = []
     for t, numbers in enumerate(stream.tasks):
         net.classes = stream.classes[t]
-        _meet(reservoir, net.classes)
+        introduce(reservoir, net.classes)
         for i in numbers:
             slot = reservoir.offer(int(stream.labels[i]))
             if slot is not None:
@@ -162,7 +166,7 @@ def learn(
     return net.result(matrix) | {"kept": list(reservoir.kept)}
 
 
-def _meet(reservoir: Any, classes: int) -> None:
+def introduce(reservoir: Any, classes: int) -> None:
     """Have the reservoir know so many classes, as the board does when one is added."""
     state = reservoir.state()
     state.extend(array("i", [0] * (1 + classes - len(state))))
@@ -174,7 +178,7 @@ def joint(
 ) -> dict[str, Any]:
     """Learn the samples of all tasks mixed, pass after pass, with all classes in use from the
     beginning, for ``steps`` steps; return the same, with one row of accuracies by task."""
-    net = _Learner(blob, inputs, stream.labels, rate, seed)
+    net = Learner(blob, inputs, stream.labels, rate, seed)
     net.classes = stream.classes[-1]
     everything = np.concatenate(stream.tasks)
     rng = np.random.default_rng([seed, 2])

@@ -8,7 +8,6 @@ only the rest.  The results are those of whole steps, bit for bit.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,23 +17,13 @@ import numpy as np
 from .blob import Blob
 from .engine import LEARN, Engine
 from .latent import Span, boundary, size
-from .places import DEVICE
+from .places import device_module
 from .schedule import rate_at, rate_parts
 
 Array = np.ndarray
 
 
-def _of_the_device(name: str) -> Any:
-    """Return a module of the device package that CPython runs too."""
-    path = DEVICE / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{__package__}.{name}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-Reservoir = _of_the_device("reservoir").Reservoir
+Reservoir: Any = device_module("reservoir").Reservoir
 """Which samples a replay buffer keeps: the board's own policy."""
 
 

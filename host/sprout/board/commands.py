@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -154,15 +155,18 @@ def get_command(
             return
         path = path_on(probe, name).rstrip("/")
         inside = [p for p in sorted(sizes) if p.startswith(path + "/")]
-        if path not in sizes and not inside:
+        slots = [] if inside else [p for p in _slots(path) if p in sizes]
+        if not inside and not slots:
             there = ", ".join(sorted(p for p in sizes if not p.startswith(probe.lib + "/")))
             raise SproutError(f"{path} is not on the board, which has {there or 'no files'}.")
         contents = {}
-        for p in inside or [path]:
-            here = target / p[len(path) + 1 :] if inside else target
+        for p in inside or slots:
+            here = target / p[len(path) + 1 :] if inside else Path(p)
             contents[here] = session.fetch(
                 p, sizes[p], functools.partial(_got, report, p, sizes[p])
             )
+    if not inside:
+        contents = {target: _newest(contents, path)}
     for here, data in contents.items():
         here.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(here, data)
@@ -231,6 +235,32 @@ def sim_board_command(board: str, flash: Path | None) -> None:
         click.echo(simulated.port)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
+
+
+def _slots(path: str) -> list[str]:
+    """The files of a board that may be what was saved as ``path``."""
+    from .. import checkpoint
+
+    return [slot.as_posix() for slot in checkpoint.slots(Path(path))]
+
+
+def _newest(contents: dict[Path, bytes], path: str) -> bytes:
+    """The newest checkpoint among the slots of ``path``, as one file; or the file as it is."""
+    from .. import checkpoint
+
+    if not any(data[:4] == b"SPCK" for data in contents.values()):
+        if Path(path) not in contents:
+            raise SproutError(f"{path} is not on the board: 'sprout get' alone lists what is.")
+        return contents[Path(path)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for slot, data in contents.items():
+            file = folder / slot.relative_to("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        saved = folder / Path(path).relative_to("/")
+        checkpoint.write(saved, checkpoint.read(saved))
+        return saved.read_bytes()
 
 
 def _got(report: Any, name: str, size: int, done: int) -> None:

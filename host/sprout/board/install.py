@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 from .. import blob as blobs
 from ..graph import SproutError
+from ..places import device_module
 from ..progress import Reporter
 from . import sim
-from .sim import mpy
 from .wire import SUFFIX, BoardError, Session, find_port
+
+from native_modules import mpy  # isort: skip  # places has put it on the path
 
 PACKAGE_HEAP = 14 * 1024  # bytes of heap that the package takes at least, on 32-bit words
 _PROBE = """
@@ -93,24 +92,6 @@ def connected(
         yield session, probe
 
 
-@cache
-def _trouble() -> ModuleType:
-    """The device's own module of explanations, of which this one takes the facts."""
-    micropython = ModuleType("micropython")
-    micropython.const = lambda value: value  # type: ignore[attr-defined]
-    there = sys.modules.get("micropython")
-    sys.modules["micropython"] = micropython
-    try:
-        module = ModuleType("trouble")
-        exec((sim.DEVICE / "trouble.py").read_text(), module.__dict__)
-    finally:
-        if there is None:
-            del sys.modules["micropython"]
-        else:
-            sys.modules["micropython"] = there
-    return module
-
-
 def abi(probe: Probe) -> str:
     """The .mpy version and architecture that a board's firmware takes."""
     arch = {number: name for name, number in mpy.ARCHES.items()}.get(probe.mpy >> 10 & 15)
@@ -126,7 +107,7 @@ def architecture(probe: Probe) -> str:
     class Implementation:
         _mpy = probe.mpy
 
-    needed = _trouble().needed(Implementation)
+    needed = device_module("trouble").needed(Implementation)
     remedy = re.search(r"copy sprout_core_(\w+)\.mpy to the board as \S+$", needed)
     if not remedy or "install MicroPython" in needed:
         if remedy:

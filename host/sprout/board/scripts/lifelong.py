@@ -14,7 +14,7 @@ def main():
         config = json.load(f)
     net = sprout.load(config["blob"])
     net.seed, net.rate = config["seed"], config["rate"]
-    buffer = net.replay(config["size"], config["form"], per_sample=config["rehearse"])
+    buffer = net.replay(config["size"], config["form"], per_sample=0)
     frames, labels, two = open("x.bin", "rb"), open("y.bin", "rb"), bytearray(2)
     for samples, classes in zip(config["tasks"], config["classes"]):  # noqa: B905
         while len(net.classes) < classes:
@@ -23,6 +23,8 @@ def main():
             frames.readinto(net.input)
             labels.readinto(two)
             net.learn(net.input, two[0] | two[1] << 8, config["new_rate"])
+            if config["rehearse"]:
+                net.rehearse(config["rehearse"])
     counts = buffer.counts()
     result = {"digest": net.digest(), "steps": net.step, "slots": buffer.capacity}
     result["kept"] = [counts[name] for name in net.classes]

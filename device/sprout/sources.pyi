@@ -1,0 +1,43 @@
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .frame import Frame
+from .net import Buffer, Net
+
+Label = str | int
+Take = Callable[[], Buffer | None]
+
+class Labelled:
+    def __init__(
+        self, take: Take, label: Label | Callable[[], Label | None], n: int | None = None
+    ) -> None: ...
+    def __iter__(self) -> Iterator[tuple[Buffer | None, Label]]: ...
+
+class Packed:
+    def __init__(
+        self,
+        name: str,
+        net: Net,
+        frame: Frame | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[Buffer | None, Label]]: ...
+
+class Folder:
+    def __init__(self, path: str, net: Net, frame: Frame | None = None) -> None: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[Buffer | None, str]]: ...
+
+def buttons(pins: Mapping[Label, Any], pressed: int = 0) -> Callable[[], Label | None]: ...
+def camera(cam: Any, net: Net, mirror: bool = False, flip: bool = False) -> Take: ...
+def sensor(cam: Any, net: Net, mirror: bool = False, flip: bool = False) -> Take: ...
+def windows(
+    read: Callable[[], Sequence[float] | None],
+    low: float,
+    high: float,
+    n: int,
+    hop: int | None = None,
+    rate: int | None = None,
+) -> Take: ...
+def sounds(mic: Any, net: Net) -> Take: ...
