@@ -51,16 +51,20 @@ def test_bursts_are_of_one_class_each_and_lose_nothing():
     assert changes < sum(-(-n // rates.BURST) for n in np.bincount(labels[order]))
     assert (found == rates.bursts(labels, order, 1)).all()
     assert (found != rates.bursts(labels, order, 2)).any()
+    assert (found != rates.bursts(labels, order, 1, 1)).any()
 
 
 def test_a_score_is_that_of_plain_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(rates, "GRID", (0.02,))
+    monkeypatch.setattr(rates, "STEPS", 40)  # which take three passes
     task = make_bench(tmp_path).task
     learned, held_out = task.split(1)
     engine = Engine(compile_graph(residual_net(), "b3").to_bytes())
     order = learned[sample_order(len(learned), 1, 1)]
+    assert len(order) == 16
+    others = np.concatenate([rates.bursts(task.labels, order, 1, turn) for turn in (0, 1)])
     seen = []
-    for part in (order, *np.array_split(rates.bursts(task.labels, order, 1), rates.LOOKS)):
+    for part in (order, *np.array_split(others, rates.LOOKS)):
         for i in part:
             engine.step(task.frames[i], int(task.labels[i]), rate_parts(0.02), 1, engine.run.step)
             engine.run.step += 1
