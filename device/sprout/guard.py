@@ -9,7 +9,7 @@ from .replay import Replay
 
 _SHARE = 8  # of the samples of a class, one is held aside: the fourth, the twelfth and so on
 _TURN = 4
-_LEAST = 4  # samples held aside before they say anything
+_LEAST = 2  # samples held aside, beside one of each class, before they say anything
 _HARM = 0.1  # nats: less is no harm
 
 
@@ -29,7 +29,6 @@ class Guard:
             raise ValueError("every is %s and must be 1 or more" % every)
         self._net, self._restores, self.every = net, on_regression == "restore", every
         self._held = Replay(net, size, "latent", None, 0, False)
-        self._before = array("i", bytes(4 * self._held.capacity))  # losses at the checkpoint, Q12
         self._turns = array("H")
         self.loss = self.accuracy = None
         self.checks = self.undone = self._learned = 0
@@ -79,6 +78,7 @@ class Guard:
         """As Replay.keep; of samples that are held aside `aside` is true."""
         if self._net.classes is not self._classes:
             self._good()
+        self._label = label
         turns = self._turns
         while len(turns) <= label:
             turns.append(0)
@@ -89,9 +89,8 @@ class Guard:
 
     def after(self, loss, m, e):
         """What comes after a new sample of this loss, Q16, at the rate m * 2**e."""
+        self._first.setdefault(self._label, loss >> 4)
         if self.aside:
-            if self._held.slot is not None:
-                self._before[self._held.slot] = loss >> 4
             return
         if self.replay:
             self.replay.after(loss, m, e)
@@ -109,33 +108,56 @@ class Guard:
         """Look at the samples held aside; true where learning has done harm since the last
         checkpoint.
 
-        Harm: their mean loss rose by more than 0.1 nats and more than the standard error of that.
+        Harm: their loss rose by more than 0.1 nats and more than the standard error of that, in
+        the mean over the classes.
         """
         self._learned = 0
         if self._net.classes is not self._classes:
             self._good()
             return False
-        n = rise = square = 0
-        losses, labels, fresh = self._losses(), self._held.labels, self._held.fresh
-        tried = [labels[slot] for slot in range(len(losses)) if not fresh[slot]]
-        for slot in range(len(losses)):
-            # Labels that came since are not to be trusted, unless the class is new.
-            if losses[slot] >= 0 and (not fresh[slot] or labels[slot] not in tried):
-                d = (losses[slot] - self._before[slot]) / 4096
-                n += 1
-                rise += d
-                square += d * d
         self.checks += 1
-        if n < _LEAST:
+        losses = self._losses()
+        rise, error = self._rise(losses)
+        if rise is None:
             return False
-        rise /= n
-        error = sqrt(max(square / n - rise * rise, 0) / (n - 1))
         if rise > max(_HARM, error):
             self._harm(rise)
             return True
         if rise <= 0:
             self._good(losses)
         return False
+
+    def _rise(self, losses):
+        """(how far these losses have risen since the checkpoint, its standard error), in nats.
+
+        Every class counts alike, so that one that is new can make up for what others lose.
+        (None, None) of too few samples.
+        """
+        labels, fresh = self._held.labels, self._held.fresh
+        tried = [labels[slot] for slot in range(len(losses)) if not fresh[slot]]
+        classes = {}
+        for slot in range(len(losses)):
+            label = labels[slot]
+            if not fresh[slot]:
+                before = self._before[slot]
+            elif label not in tried:
+                before = self._first.get(label, losses[slot])
+            else:
+                continue  # its label came since and is not to be trusted
+            if label >= 0:
+                rises = classes.setdefault(label, [])
+                rises.append((losses[slot] - before) / 4096)
+        n = total = square = weight = 0
+        for rises in classes.values():
+            mean = sum(rises) / len(rises)
+            n += len(rises)
+            total += mean
+            square += sum((d - mean) ** 2 for d in rises)
+            weight += 1 / len(rises)
+        degrees = n - len(classes)
+        if degrees < _LEAST:
+            return None, None
+        return total / len(classes), sqrt(square / degrees * weight) / len(classes)
 
     def forget(self, label):
         """As Replay.forget."""
@@ -167,7 +189,8 @@ class Guard:
     def _good(self, losses=None):
         """Make a checkpoint: from here on it counts."""
         net = self._net
-        self._before = losses or self._losses()
+        self._before = losses or self._losses()  # Q12
+        self._first = {}  # loss of the first sample of each class since then
         self._classes = net.classes
         for buffer in (self.replay, self._held):
             if buffer:

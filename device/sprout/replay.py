@@ -27,8 +27,8 @@ class Replay:
 
     form: "raw", "latent" or "compact". per_sample: samples that learn() rehearses after each new
     one. record_bytes, capacity: bytes of a sample, samples there is room for. first: the operator
-    that rehearsing begins with. slot: where the last sample went, or None. fresh: a byte for each
-    slot, 1 for what came since a guard's checkpoint; None without a guard. size: bytes of RAM.
+    that rehearsing begins with. fresh: a byte for each slot, 1 for what came since a guard's
+    checkpoint; None without a guard. size: bytes of RAM.
     """
 
     aside = False  # a Guard holds some samples aside
@@ -56,7 +56,7 @@ class Replay:
             self._seen = None
         self._reservoir = Reservoir(self._store.capacity, net.seed ^ net.step)
         self._known, self._torn = (), False
-        self.slot = self.fresh = None
+        self.fresh = None
         if path and not clear:
             self._recollect()
         self.sync()
@@ -100,7 +100,7 @@ class Replay:
             self._net._run(0, self.first, _LEARN)
         reservoir, store = self._mend(), self._store
         self._torn = True  # until all is done, for Ctrl-C may come anywhere
-        self.slot = slot = reservoir.offer(label)
+        slot = reservoir.offer(label)
         if slot is not None:
             reservoir.set(slot, -1)
             if store.write(slot, self._known[label], *self._parts):
@@ -108,7 +108,6 @@ class Replay:
                 if self.fresh:
                     self.fresh[slot] = 1
             else:
-                self.slot = None
                 self.sync()  # with less room than before
         self._torn = False
         return self.first

@@ -20,7 +20,7 @@ import numpy as np
 
 from .analyze import Bench, accuracies
 from .choose import Gains, best
-from .footprint import Footprint
+from .footprint import Footprint, measured
 from .graph import SproutError
 from .plan import UpdatePlan, parse
 from .progress import Reporter
@@ -65,17 +65,19 @@ def last_biases(k: int, n: int) -> UpdatePlan:
 def largest(
     network: Footprint, make: Callable[[int, int], UpdatePlan], ram: int
 ) -> UpdatePlan | None:
-    """Return the plan ``make(k, n)`` with the largest k that fits, None if not even k = 1 does."""
+    """Return the plan ``make(k, n)`` with the largest k that fits, compiled; None if not even 1
+    does."""
     n = len(network.convs)
-    fitting = None
+    fitting = []
     for k in range(1, n + 1):
         try:
             if network.cost(make(k, n)).ram > ram:
                 break
         except SproutError:  # no gradient gets there
             break
-        fitting = make(k, n)
-    return fitting
+        fitting.append(make(k, n))
+    compiled = (plan for plan in reversed(fitting) if measured(network.build(plan)).ram <= ram)
+    return next(compiled, None)
 
 
 def plans(
