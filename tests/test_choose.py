@@ -222,6 +222,21 @@ def test_plans_with_many_biases_are_tried_too():
     assert choose.winner(choices[:1], {}) is choices[0]
 
 
+def test_the_frontier_keeps_the_best_of_the_plans_tried_for_a_budget():
+    class Bench:
+        def run(self, texts, phase):
+            return results({text: float(text[1:]) for text in texts})
+
+    points = [
+        frontier.Point("found", f"b{k}", 1, 1, budget=budget)
+        for k, budget in ((4, 10), (2, 10), (3, 10), (4, 20))
+    ] + [frontier.Point("biases", "b4", 1, 1), frontier.Point("biases", "b5", 1, 1)]
+    kept = [(p.family, p.plan, p.budget) for p in frontier.measure(Bench(), points)]
+    assert kept == [
+        ("found", "b2", 10), ("found", "b4", 20), ("biases", "b4", None), ("biases", "b5", None)
+    ]  # fmt: skip
+
+
 class FakeBench:
     """A bench whose plans are right as often as a formula says."""
 
