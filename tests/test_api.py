@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -539,3 +540,17 @@ print(once - at_first, live() - once)
     first, second = map(int, run(flash, START + code)[0].split())
     assert first < 1024
     assert second <= 0
+
+
+def test_every_sentence_is_where_it_is_asked_for():
+    """trouble("KIND").NAME is a function of KIND.py, and each of those has someone who asks."""
+    asked, there = set(), set()
+    for file in sim.DEVICE.glob("*.py"):
+        text = file.read_text()
+        calls = re.findall(r'\btrouble\((?:"(\w+)")?\)\.(\w+)', text)
+        asked |= {(kind or "trouble", name) for kind, name in calls}
+    for kind in {kind for kind, _ in asked}:
+        functions = members(ast.parse((sim.DEVICE / f"{kind}.py").read_text()).body)
+        there |= {(kind, name) for name in functions}
+    assert asked <= there
+    assert {name for _, name in there - asked} == {"needed", "size_of"}  # used by others of them

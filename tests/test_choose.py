@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nets import Maker, everything_net, picture, residual_net
-from sprout import choose, cli, frontier
+from sprout import choose, cli, frontends, frontier
 from sprout import plan as plans
 from sprout.analyze import Contributions, Gain
 from sprout.choose import TIE, Gains, best
@@ -189,6 +190,13 @@ def test_gains_follow_the_loss_which_is_less_noisy():
     assert gains.weights == pytest.approx({(7, half): 0.0, (8, half): 0.0})
 
 
+def test_what_the_solver_prints_is_not_ours(capfd):
+    with choose._quiet():
+        ctypes.CDLL(None).puts(b"debugging")
+    print("ours")
+    assert capfd.readouterr().out == "ours\n"
+
+
 def results(losses):
     return {plan: [{"right": 1, "of": 1, "loss": loss}] for plan, loss in losses.items()}
 
@@ -212,6 +220,21 @@ def test_plans_with_many_biases_are_tried_too():
     losses = {str(choice.plan): 1.0 - i for i, choice in enumerate(choices)}
     assert choose.winner(choices, results(losses)) is choices[-1]
     assert choose.winner(choices[:1], {}) is choices[0]
+
+
+def test_the_frontier_keeps_the_best_of_the_plans_tried_for_a_budget():
+    class Bench:
+        def run(self, texts, phase):
+            return results({text: float(text[1:]) for text in texts})
+
+    points = [
+        frontier.Point("found", f"b{k}", 1, 1, budget=budget)
+        for k, budget in ((4, 10), (2, 10), (3, 10), (4, 20))
+    ] + [frontier.Point("biases", "b4", 1, 1), frontier.Point("biases", "b5", 1, 1)]
+    kept = [(p.family, p.plan, p.budget) for p in frontier.measure(Bench(), points)]
+    assert kept == [
+        ("found", "b2", 10), ("found", "b4", 20), ("biases", "b4", None), ("biases", "b5", None)
+    ]  # fmt: skip
 
 
 class FakeBench:
@@ -281,6 +304,22 @@ def test_auto_without_data_fits_the_person_network(person_model: Path, tmp_path:
     assert 60_000 < cost.ram <= 120 << 10
     assert cost.macs <= 13_000_000
     assert len(blob.info["trained"]) > 2
+
+
+@pytest.mark.parametrize(
+    "model", ["emlearn_mnist_cnn_int8", "mlperf_kws_ref_model_int8", "mlperf_resnet8_cifar10_int8"]
+)
+def test_auto_fits_networks_that_nothing_was_tuned_for(shared, tmp_path, capsys, model):
+    """The larger ones too, which take longer: see ``make bench-choice``."""
+    out = tmp_path / "auto.sprout"
+    path = shared / "models" / f"{model}.tflite"
+    assert sprout("compile", path, "--plan", "auto", "--ram", "120K", "-o", out) == 0
+    assert ": the optimum by the rule for unknown data" in capsys.readouterr().out
+    _, blob = cli.read_blob(out)
+    assert measured(blob).ram <= 120 << 10
+    learning = len(blob.info["trained"])
+    convs = len(Footprint(frontends.load(path)).convs)
+    assert learning > convs
 
 
 @pytest.mark.parametrize(

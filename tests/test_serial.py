@@ -131,7 +131,7 @@ def test_install_sends_what_changed_and_no_more(board, blob, capsys):
         session.call("import os\nwith open('/lib/sprout/net.mpy', 'ab') as f: f.write('x')")
         session.call("with open('/lib/sprout/net.py', 'w') as f: f.write('0/0')")
     assert sprout("install", "--port", board.port, "--via", "mpremote", blob) == 0
-    assert "1 files sent: /lib/sprout/net.mpy\n" in capsys.readouterr().out
+    assert "Sent 1 of Sprout's files into /lib.\n" in capsys.readouterr().out
     assert board.files() == files  # and the net.py that would have been imported is gone
 
 
@@ -297,10 +297,11 @@ def test_a_cable_pulled_at_any_byte_leaves_the_old_file_or_the_new(tmp_path, loc
     with SerialBoard(flash, blocks=32) as board:
         assert sprout("put", local, "--port", board.port) == 0
         total = board.passed
-    # The agent takes the first half, the new name the last few hundred bytes.
-    for die_after in [30, total // 3, *range(total // 2, total, total // 8), *range(-800, 0, 130)]:
+    # The agent takes the first half, the new name the last few hundred bytes; greetings differ.
+    middle = range(total // 2, total, total // 8)
+    for die_after in (30, total // 3, *middle, *range(total - 800, total + 240, 130)):
         flash.write_bytes(first)
-        link = Link(die_after=die_after % total)
+        link = Link(die_after=die_after)
         with SerialBoard(flash, blocks=32, link=link) as board:
             capsys.readouterr()
             status = sprout("put", local, "--port", board.port)
@@ -322,6 +323,35 @@ def test_a_cable_pulled_at_any_byte_leaves_the_old_file_or_the_new(tmp_path, loc
     with SerialBoard(flash, blocks=32) as board:
         assert sprout("put", local, "--port", board.port) == 0
         assert board.files() == {"/data.bin": new}
+
+
+def test_an_installation_that_is_cut_leaves_one_release_or_the_other(
+    tmp_path, blob, capsys, monkeypatch
+):
+    def release(fill: bytes) -> dict[str, bytes]:
+        return {f"sprout/{name}.mpy": fill * 700 for name in "abc"}
+
+    old, new = ({f"/lib/{n}": sha256(d) for n, d in release(f).items()} for f in (b"o", b"n"))
+    flash, net = tmp_path / "flash", {"/net.sprout": sha256(blob.read_bytes())}
+    monkeypatch.setattr(install, "library", lambda arch: release(b"o"))
+    with SerialBoard(flash, blocks=64) as board:
+        assert sprout("install", "--port", board.port, blob) == 0
+        assert board.files() == old | net
+    monkeypatch.setattr(install, "library", lambda arch: release(b"n"))
+    first, seen = flash.read_bytes(), []
+    with SerialBoard(flash, blocks=64) as board:
+        assert sprout("install", "--port", board.port, blob) == 0
+        total = board.passed
+    # Greetings differ by some hundred bytes from run to run.
+    for die_after in (total // 2, *range(total - 900, total + 300, 240)):
+        flash.write_bytes(first)
+        with SerialBoard(flash, blocks=64, link=Link(die_after=die_after)) as board:
+            sprout("install", "--port", board.port, blob)
+            board.power_cycle()
+        found = {n: d for n, d in board.files().items() if not n.endswith(".sprout-new")}
+        assert found in (old | net, new | net)
+        seen.append(found == new | net)
+    assert not seen[0] and any(seen)
 
 
 def test_a_board_that_restarts_meanwhile_is_sent_the_rest(tmp_path):

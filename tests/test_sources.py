@@ -23,12 +23,13 @@ from test_device import fails, run
 from test_frame import a_frame, pixels_of, with_pillow
 
 CAMERA = """
+from array import array
 class PixelFormat:
     RGB565, YUV422, GRAYSCALE, JPEG = 0, 1, 3, 4
 class Camera:
     def __init__(self, pixel_format=PixelFormat.RGB565):
         self._format, self._file = pixel_format, open("frames.bin", "rb")
-        self._buffer = bytearray(20 * 14 * 2)
+        self._buffer = array("b", bytes(20 * 14 * 2))
     def get_pixel_format(self):
         return self._format
     def get_pixel_width(self):

@@ -17,9 +17,9 @@ def passing(name):
     return module
 
 
-def trouble():
-    """The module that raises errors."""
-    return passing("trouble")
+def trouble(kind="trouble"):
+    """The module that raises errors of a kind."""
+    return passing(kind)
 
 
 def read_at(source, offset, buffer):

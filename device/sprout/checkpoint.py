@@ -68,9 +68,9 @@ def write(path, blob, name, classes, step, seed, trained):
     except OSError as e:
         if not fat:
             _forget(target)
-        trouble().not_written(path, e, size)
+        trouble("mishap").not_written(path, e, size)
     if _examine(target)[:2] != (_GOOD, number):
-        trouble().not_kept(target)
+        trouble("mishap").not_kept(target)
 
 
 def read(path, blob, name, trained):
@@ -91,13 +91,13 @@ def read(path, blob, name, trained):
     number, slot, head = best
     if not slot:
         if other:
-            trouble().other_blob(path, _text(*other)["name"], name)
-        trouble().no_checkpoint(path, *worst)
+            trouble("mishap").other_blob(path, _text(*other)["name"], name)
+        trouble("mishap").no_checkpoint(path, *worst)
     text = _text(slot, head)
     with open(slot, "rb") as file:
         read_at(file, _HEAD_LEN + head[2], trained)
     if worst[0] > number:
-        trouble().fell_back(worst[2], head[6])
+        trouble("mishap").fell_back(worst[2], head[6])
     return text["classes"], head[6], head[7]
 
 

@@ -14,7 +14,7 @@ def remove(net, label):
     number = net._number(label)
     n = len(net.classes)
     if n == 1:
-        trouble().last_class(net.name)
+        trouble("misuse").last_class(net.name)
     rest = net.classes[:number] + net.classes[number + 1 :]
     moves = []
     for which, at, bits in _parts(net):
@@ -50,7 +50,7 @@ def _parts(net):
     net._broken = False
     parts = meta.get("head")
     if not parts:
-        trouble().fixed_classes(net._name)
+        trouble("misuse").fixed_classes(net._name)
     return parts
 
 

@@ -37,9 +37,9 @@ class Course:
 def learn_all(net, samples, epochs, test, patience, keep, report):
     """Learn; see Net.learn_all."""
     if epochs < 1 or patience < 1:
-        trouble().no_epochs(epochs, patience)
+        trouble("misuse").no_epochs(epochs, patience)
     if keep and not test:
-        trouble().nothing_to_keep()
+        trouble("misuse").nothing_to_keep()
     try:
         total = epochs * len(samples)
     except TypeError:  # nobody knows how many there are
@@ -64,10 +64,10 @@ def learn_all(net, samples, epochs, test, patience, keep, report):
                 break
         net.apply()
         if not n:
-            trouble().no_more_samples(epoch)
+            trouble("misuse").no_more_samples(epoch)
         tested = evaluate(net, test) if test else None
         if tested and not tested.n:
-            trouble().no_more_samples(epoch)
+            trouble("misuse").no_more_samples(epoch)
         course.epochs.append((loss / n / 256, hits / n, tested and tested.accuracy))
         if report:
             report(course.line(epoch))

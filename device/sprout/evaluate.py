@@ -14,12 +14,12 @@ def pairs(samples):
     try:
         items = iter(samples() if callable(samples) else samples)
     except TypeError:
-        trouble().no_samples(samples)
+        trouble("misuse").no_samples(samples)
     for item in items:
         try:
             x, label = item
         except (TypeError, ValueError):
-            trouble().no_pair(item)
+            trouble("misuse").no_pair(item)
         yield x, label
 
 

@@ -81,7 +81,7 @@ class Frame:
         except TypeError:
             code = -1
         if code:
-            trouble().wrong_frame(buffer, *self._frame)
+            trouble("misuse").wrong_frame(buffer, *self._frame)
 
     def _spans(self, at, n, out, first, reverse):
         """Write which of n pixels, the `first` of a line on, each of `out` is the mean of."""

@@ -17,7 +17,7 @@ def show(name=None):
             if here and (name or line[0] != " "):
                 print(line, end="")
     if not found:
-        trouble().no_help(name)
+        trouble("misuse").no_help(name)
     if name is None:
         print("sprout.help('learn') says more of net.learn, and so on.")
 
@@ -28,4 +28,4 @@ def _open():
             return open((folder + "/" if folder else "") + "sprout/help.txt")
         except OSError:
             pass
-    trouble().no_manual()
+    trouble("misuse").no_manual()

@@ -96,7 +96,7 @@ class Net:
         h, w, c = self.shape
         row, self._next_row, self._whole = self._next_row, 0, False
         if self._set_input(rows, row):
-            trouble().wrong_rows(rows, row, self.shape)
+            trouble("misuse").wrong_rows(rows, row, self.shape)
         self._next_row = (row + len(rows) // (w * c)) % h
         self._whole = self._next_row == 0
         return self._whole
@@ -184,7 +184,7 @@ class Net:
         learn_all() does it by itself; set `rate` to end it.
         """
         if not 0 <= t <= n or n == 0:
-            trouble().wrong_time(t, n)
+            trouble("misuse").wrong_time(t, n)
         self._usual = rate_at(self._mantissa, t, n)
 
     def add_class(self, name):
@@ -368,16 +368,16 @@ class Net:
         whole, self._whole = self._whole, False
         if x is None:
             if self.input is None and not whole:
-                trouble().no_frame(self._next_row, self.shape)
+                trouble("misuse").no_frame(self._next_row, self.shape)
             return
         self._next_row = 0
         if self._set_input(x, -1):
-            trouble().wrong_sample(x, self.shape)
+            trouble("misuse").wrong_sample(x, self.shape)
 
     def _feed_labelled(self, x, label):
         """The sample into the input, and its label into the arguments."""
         if not self._can_learn:
-            trouble().cannot_learn(self._name)
+            trouble("misuse").cannot_learn(self._name)
         self._args[_LABEL] = self._number(label)
         self._feed(x)
 
@@ -443,7 +443,7 @@ class Net:
         if label in classes:
             return classes.index(label)
         if not isinstance(label, int) or not 0 <= label < len(classes):
-            trouble().wrong_label(label, self.name, classes)
+            trouble("misuse").wrong_label(label, self.name, classes)
         return label
 
     def _parts(self, rate):
@@ -453,7 +453,7 @@ class Net:
                 return rate_parts(rate)
         except TypeError:
             pass
-        trouble().wrong_rate(rate)
+        trouble("misuse").wrong_rate(rate)
 
     def _best(self):
         """The class with the largest logit; the view shows int8 as bytes."""
@@ -466,10 +466,10 @@ class Net:
 
     def _checked(self, classes):
         if len(classes) > self.max_classes:
-            trouble().wrong_classes(self._name, self.max_classes, None)
+            trouble("misuse").wrong_classes(self._name, self.max_classes, None)
         for name in classes:
             if not isinstance(name, str) or classes.count(name) > 1:
-                trouble().wrong_classes(self._name, 0, (name,))
+                trouble("misuse").wrong_classes(self._name, 0, (name,))
         return classes
 
     def _read(self, source, offset, buffer):

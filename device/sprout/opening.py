@@ -23,8 +23,8 @@ def open_net(net, path, classes, batch, verify, scratch):
     net._can_learn = head[4] & _CAN_LEARN
     n_tensors, net._n_ops, net._n_forward, x, y, logits = head[20:26]
     net.max_classes, n = head[27:29]
-    if batch < 1:
-        raise ValueError("batch is %s and must be 1 or more" % batch)
+    if not isinstance(batch, int) or batch < 1:
+        raise ValueError("batch is %r and must be 1 or more" % (batch,))
     net.batch = batch
     net._sizes = (
         head[16],

@@ -41,7 +41,7 @@ class Replay:
         self.form = form
         self.record_bytes = record = sum(map(len, self._parts))
         if size < record + _BESIDE:
-            trouble().replay_too_small(form, size, record + _BESIDE)
+            trouble("mishap").replay_too_small(form, size, record + _BESIDE)
         if path:
             from .ring import Ring
 
@@ -153,7 +153,7 @@ class Replay:
             reservoir.set(at, -1)  # flash has damaged it
             if slot is not None:
                 return -1
-        trouble().nothing_to_rehearse()
+        trouble("mishap").nothing_to_rehearse()
 
     def forget(self, label):
         """Drop the samples of a class."""
@@ -264,7 +264,7 @@ class _Ram:
         if short:
             self._pieces = pieces = None
             gc.collect()
-            trouble().no_ram_for_replay(size, max(gc.mem_free() - _ROOM, 0))
+            trouble("mishap").no_ram_for_replay(size, max(gc.mem_free() - _ROOM, 0))
         self.size = self.capacity * (record + 2)
 
     def ids(self, names):
@@ -320,9 +320,9 @@ def make(net, keeper, size, form, path, per_sample, clear):
 def rehearse(net, keeper, steps, rate):
     """What net.rehearse() does."""
     if not keeper or not keeper.used:
-        trouble().nothing_to_rehearse()
+        trouble("mishap").nothing_to_rehearse()
     if net._next_row:
-        trouble().not_between_rows(net._next_row)
+        trouble("mishap").not_between_rows(net._next_row)
     m, e = net._usual, net._exponent
     if rate is not None:
         m, e = net._parts(rate)
@@ -340,7 +340,7 @@ def _hashes(names):
     known = [crc32(name.encode()) & 0x7FFF for name in names]
     for i in range(len(known)):
         if known[i] in known[:i]:
-            trouble().same_on_flash(names[known.index(known[i])], names[i])
+            trouble("mishap").same_on_flash(names[known.index(known[i])], names[i])
     return known
 
 
@@ -349,10 +349,10 @@ def _point(net, form):
     if form not in ("auto", "raw", "latent", "compact"):
         raise ValueError("form is %r and must be 'auto', 'raw', 'latent' or 'compact'" % (form,))
     if not net._can_learn:
-        trouble().cannot_learn(net._name)
+        trouble("misuse").cannot_learn(net._name)
     if form == "raw":
         if net.input is None:
-            trouble().no_raw_rows(net._name)
+            trouble("mishap").no_raw_rows(net._name)
         return form, 0, [net.input]
     net._begin()
     source, program, arena = net._memory[:3]
@@ -360,7 +360,7 @@ def _point(net, form):
     net._broken = False
     points = meta.get("latent")
     if not points:
-        trouble().no_latents(net._name)
+        trouble("mishap").no_latents(net._name)
     first, parts = 0, []
     try:
         first, spans = points[0 if form == "latent" else -1]

@@ -74,7 +74,7 @@ class Ring:
             os.mkdir(path)
         except OSError as e:
             if e.errno != _EEXIST:
-                trouble().ring_not_written(path, e)
+                trouble("mishap").ring_not_written(path, e)
         self._fat = is_fat(path)
         block = os.statvfs(path)[0]
         head = bytearray(_HEAD_LEN)
@@ -85,7 +85,7 @@ class Ring:
         rest = left * (block - 8 * (left > 1)) // size
         self.capacity = max_bytes // whole * self._per + rest
         if self.capacity < 1:
-            trouble().ring_too_small(path, max_bytes, _blocks(size, block) * block)
+            trouble("mishap").ring_too_small(path, max_bytes, _blocks(size, block) * block)
         self.labels = array("h", [-1] * self.capacity)
         struct.pack_into(_HEAD, head, 0, b"SPRR", _VERSION, self._per, record_bytes, tag)
         self._salt = crc32(memoryview(head)[:44])
@@ -96,7 +96,7 @@ class Ring:
                 with open(path + "/head", "wb") as file:
                     file.write(head)
         except OSError as e:
-            trouble().ring_not_written(path, e)
+            trouble("mishap").ring_not_written(path, e)
         chunk = memoryview(bytearray(_CHUNK))
         k = 0
         while k < self._files():
@@ -119,7 +119,7 @@ class Ring:
         label = self.labels[slot]
         size = sum(map(len, parts))
         if size != self.record_bytes:
-            trouble().wrong_record(label, size, self.record_bytes)
+            trouble("mishap").wrong_record(label, size, self.record_bytes)
         if label < 0:
             return -1
         fields = bytearray(_FIELDS)
@@ -148,7 +148,7 @@ class Ring:
         self.labels[slot]
         size = sum(map(len, parts))
         if not 0 <= label < 32768 or size != self.record_bytes:
-            trouble().wrong_record(label, size, self.record_bytes)
+            trouble("mishap").wrong_record(label, size, self.record_bytes)
         fields = memoryview(bytearray(_FIELDS))
         struct.pack_into("<H", fields, 4, label)
         crc = crc32(fields[4:], self._salt)
@@ -230,7 +230,7 @@ class Ring:
             return 0
         _, version, n, size, of = struct.unpack(_HEAD, head)
         if version != _VERSION or size != self.record_bytes or of != tag:
-            trouble().other_ring(self._path, size if of == tag else 0, self.record_bytes)
+            trouble("mishap").other_ring(self._path, size if of == tag else 0, self.record_bytes)
         return n
 
     def _use(self, k, write):
@@ -307,7 +307,7 @@ class Ring:
         except OSError:
             pass
         if error.errno != _ENOSPC and not (self._fat and error.errno == _EACCES):
-            trouble().ring_not_written(self._path, error)
+            trouble("mishap").ring_not_written(self._path, error)
         last = self._files() - 1
         while last >= 0:
             try:
@@ -320,7 +320,7 @@ class Ring:
         self.capacity = max(last, 0) * self._per
         if 0 <= failed < last:
             self._scan(failed, memoryview(bytearray(_CHUNK)))
-        trouble().ring_full(self._path, self.capacity)
+        trouble("mishap").ring_full(self._path, self.capacity)
 
     def _remove(self, first):
         """Remove the files from number first on."""

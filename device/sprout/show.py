@@ -18,6 +18,6 @@ def show(net, size):
 def ranking(classes, odds, top):
     """(label, probability) of the `top` most likely; odds are Q15."""
     if not isinstance(top, int) or top < 1:
-        trouble().wrong_top(top)
+        trouble("misuse").wrong_top(top)
     order = sorted(range(len(classes)), key=lambda i: -odds[i])
     return [(classes[i], odds[i] / 32768) for i in order[:top]]

@@ -147,13 +147,13 @@ def measure(task: Task, texts: Sequence[str], seed: int, frozen: Replay) -> list
             {
                 "right": int((found.argmax(1) == truth).sum()),
                 "of": len(truth),
-                "loss": float(np.mean(losses(found, truth))),
+                "loss": float(np.mean(_losses(found, truth))),
             }
         )
     return results
 
 
-def losses(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def _losses(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Cross entropy in nats of logits [n, classes]."""
     top = found.max(1)
     total = np.log(np.exp(found - top[:, None]).sum(1)) + top

@@ -219,8 +219,8 @@ def table(found: Contributions) -> Table:
 def frontier_points(bench: Bench, budgets: Sequence[int], report: Reporter) -> list[Point]:
     """Analyse, choose a plan for each budget (bytes), and measure all families of plans."""
     network = Footprint(bench.task.network(0), bench.task.settings.fractions)
-    gains = choose.from_analysis(analyze(bench, max(budgets)))
-    return measure(bench, list(plans(network, gains, budgets, report)))
+    found = analyze(bench, max(budgets))
+    return measure(bench, list(plans(network, found, budgets, report)))
 
 
 def frontier_table(points: Sequence[Point]) -> Table:

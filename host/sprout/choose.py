@@ -24,11 +24,15 @@ that is returned has been compiled and fits.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import heapq
 import itertools
+import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -246,13 +250,14 @@ class _Programme:
         target = np.zeros(n)
         for number, value in self.objective.items():
             target[number] = value
-        result = milp(
-            target,
-            integrality=np.array(self.binary, int) * whole,
-            bounds=Bounds(np.zeros(n), np.array(self.most)),
-            constraints=LinearConstraint(matrix, -np.inf, np.array([b for _, b in rows])),
-            options={"mip_rel_gap": 0.0},
-        )
+        with _quiet():
+            result = milp(
+                target,
+                integrality=np.array(self.binary, int) * whole,
+                bounds=Bounds(np.zeros(n), np.array(self.most)),
+                constraints=LinearConstraint(matrix, -np.inf, np.array([b for _, b in rows])),
+                options={"mip_rel_gap": 0.0},
+            )
         if result.status == 2:
             return None
         if result.status != 0:
@@ -268,6 +273,23 @@ class _Programme:
         plan = UpdatePlan(sum(k for k in chosen if isinstance(k, int)))
         plan.weights = dict(key for key in chosen if not isinstance(key, int))
         return plan
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off standard output what HiGHS prints there by itself, whatever its options say."""
+    library = ctypes.CDLL(None)  # whose buffer it prints to
+    sys.stdout.flush()
+    library.fflush(None)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        library.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 NOTHING = Base(0, DEFAULT_SCRATCH, blobs.HEADER, 0)

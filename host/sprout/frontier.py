@@ -1,10 +1,10 @@
 """The trade-off: accuracy against RAM, and against multiplications a step, plan by plan.
 
-For each budget the best plan that was found (``choose``), the largest number of last layers and
-the largest number of last biases that fit; the last layer alone and everything stand beside them.
-Each plan learns from the user's samples and is tested on held-out ones, with the seeds of the
-analysis (``analyze.Bench``).  The samples that chose a plan also test it, so the found plans' own
-numbers are somewhat flattering.
+For each budget the best of the plans that are tried (``choose.trials``), the largest number of
+last layers and the largest number of last biases that fit; the last layer alone and everything
+stand beside them.  Each plan learns from the user's samples and is tested on held-out ones, with
+the seeds of the analysis (``analyze.Bench``).  The samples that chose a plan also test it, so the
+found plans' own numbers are somewhat flattering.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .analyze import Bench, accuracies
-from .choose import Gains, best
-from .footprint import Footprint
+from .analyze import Bench, Contributions, accuracies, mean_loss
+from .choose import trials
+from .footprint import Footprint, measured
 from .graph import SproutError
 from .plan import UpdatePlan, parse
 from .progress import Reporter
@@ -40,7 +40,7 @@ FAMILIES = {
 @dataclass
 class Point:
     """A plan of a family and what it reached: RAM in bytes, MACs of a step, accuracy in percent
-    (mean of the seeds, its standard error, each)."""
+    (mean of the seeds, its standard error, each); ``budget`` in bytes if it was found for one."""
 
     family: str
     plan: str
@@ -49,6 +49,7 @@ class Point:
     accuracy: float = 0.0
     error: float = 0.0
     each: tuple[float, ...] = ()
+    budget: int | None = None
 
 
 def last_layers(k: int, n: int) -> UpdatePlan:
@@ -65,32 +66,39 @@ def last_biases(k: int, n: int) -> UpdatePlan:
 def largest(
     network: Footprint, make: Callable[[int, int], UpdatePlan], ram: int
 ) -> UpdatePlan | None:
-    """Return the plan ``make(k, n)`` with the largest k that fits, None if not even k = 1 does."""
+    """Return the plan ``make(k, n)`` with the largest k that fits, compiled; None if not even 1
+    does."""
     n = len(network.convs)
-    fitting = None
+    fitting = []
     for k in range(1, n + 1):
         try:
             if network.cost(make(k, n)).ram > ram:
                 break
         except SproutError:  # no gradient gets there
             break
-        fitting = make(k, n)
-    return fitting
+        fitting.append(make(k, n))
+    compiled = (plan for plan in reversed(fitting) if measured(network.build(plan)).ram <= ram)
+    return next(compiled, None)
 
 
 def plans(
-    network: Footprint, gains: Gains, budgets: Sequence[int], report: Reporter | None = None
+    network: Footprint,
+    analysis: Contributions,
+    budgets: Sequence[int],
+    report: Reporter | None = None,
 ) -> Iterator[Point]:
-    """Yield the points of all families for budgets in bytes, without their accuracy."""
+    """Yield the points of all families for budgets in bytes, without their accuracy, and all plans
+    that are tried."""
     for done, ram in enumerate(budgets, 1):
         try:
-            found = best(network, gains, ram)
+            choices = trials(network, analysis, ram)
         except SproutError:  # nothing fits that little
             continue
         finally:
             if report:
                 report("choosing", done, len(budgets))
-        yield Point("found", str(found.plan), found.cost.ram, found.cost.macs)
+        for choice in choices:
+            yield Point("found", str(choice.plan), choice.cost.ram, choice.cost.macs, budget=ram)
     n = len(network.convs)
     fixed = [("last", UpdatePlan()), ("full", parse("full", n))]
     for family, make in (("layers", last_layers), ("biases", last_biases)):
@@ -107,10 +115,19 @@ def plans(
 
 
 def measure(bench: Bench, points: Sequence[Point]) -> list[Point]:
-    """Return the points with what their plans reach."""
+    """Return the points with what their plans reach; of the plans tried for a budget, the one
+    with the least held-out loss."""
     results = bench.run([p.plan for p in points], "learning")
+    best: dict[int | None, Point] = {}
+    for p in points:
+        if p.budget not in best or mean_loss(results[p.plan]) < mean_loss(
+            results[best[p.budget].plan]
+        ):
+            best[p.budget] = p
     found = []
     for p in points:
+        if p.budget is not None and p is not best[p.budget]:
+            continue
         each = accuracies(results[p.plan])
         error = float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
         found.append(

@@ -75,7 +75,10 @@ def install_command(
         with reporter as report:
             sent = install(session, probe, files, report, delete)
         session.reset()
-    say(f"{len(sent)} files sent: {', '.join(sent)}" if sent else "Everything was there already.")
+    inside = [path for path in sent if path.startswith(probe.lib + "/")]
+    parts = [f"{len(inside)} of Sprout's files into {probe.lib}"] if inside else []
+    parts += [path for path in sent if path not in inside]
+    say(f"Sent {', '.join(parts)}." if sent else "Everything was there already.")
     say("Type next:")
     say(f"  $ sprout repl --port {session.port}")
     say("  >>> import sprout")

@@ -277,7 +277,6 @@ class AmpyWire(Pyboard):
         """Leave the board in its friendly REPL."""
         with contextlib.suppress(OSError):
             self.exit_raw_repl()
-            self.serial.flush()
         with contextlib.suppress(OSError):  # in the order that does not reset an ESP32
             self.serial.rts = False
             self.serial.dtr = False
