@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from sprout import compile as compiler
 from sprout import inspect, latent, replay
 from sprout.engine import Engine
 from sprout.schedule import rate_parts
-from test_device import run, start, train
+from test_device import run, train
 from test_stream import PAPER, random_net
 
 NETWORKS = {
@@ -586,37 +583,3 @@ print(free - gc.mem_free())
     assert rehearsing <= 200
     assert learning <= 250
     assert left <= 0
-
-
-def test_ctrl_c_at_random_instants(flash):
-    code = SMALL + """
-kept = net.replay(2000, "raw", per_sample=2)
-guard = net.guard(1000, every=5)
-x = [bytes(sample(i)) for i in range(12)]
-print("ready")
-i = n = 0
-while n < 12:
-    try:
-        while True:
-            net.learn(x[i % 12], i % 4)
-            i += 1
-    except KeyboardInterrupt:
-        n += 1
-    try:
-        net.rehearse(2)
-        labels = list(kept.labels)
-        right = [labels.count(k) for k in range(4)] == [kept.counts()[k] for k in net.classes]
-        print(right and kept.used == sum(kept.counts().values()) and guard.held > 0)
-    except KeyboardInterrupt:
-        print(True)
-"""
-    process = start(flash, code)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    pause = random.Random(3)
-    for _ in range(12):
-        time.sleep(pause.uniform(0.02, 0.08))
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "True\n"
-    out, errors = process.communicate(timeout=30)
-    assert (out, errors, process.returncode) == ("", "", 0)

@@ -28,7 +28,7 @@ class Guard:
         if every < 1:
             raise ValueError("every is %s and must be 1 or more" % every)
         self._net, self._restores, self.every = net, on_regression == "restore", every
-        self._held = Replay(net, size, "latent", None, 0, False)
+        self._held = Replay(net, size, "auto", None, 0, False)
         self._turns = array("H")
         self.loss = self.accuracy = None
         self.checks = self.undone = self._learned = 0
