@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import re
-import signal
-import time
 from pathlib import Path
 
 import pytest
 from nets import residual_net
 from sprout import compile as compiler
 from sprout.frontends.head import replace_head
-from test_device import run, start
+from test_device import run
 from test_stream import rows_blob
 
 START = """
@@ -415,49 +412,3 @@ def test_ctrl_c_while_a_checkpoint_is_written_or_read(flash):
         "True {True}",
         "True {True}",
     ]
-
-
-SESSION = """
-print("ready")
-samples = [(x, 0), (y, 1), (x, 2)]
-acts = (
-    lambda: net.learn(x, 0), lambda: net.learn(y, 1), lambda: net.predict(x),
-    lambda: net.evaluate(samples), lambda: net.learn_all(samples, report=None),
-    lambda: net.reset(), lambda: net.add_class("cat"), lambda: net.remove_class("pen"),
-)
-n = 0
-while True:
-    try:
-        for act in acts:
-            act()
-    except KeyboardInterrupt:
-        n += 1
-    else:
-        continue
-    try:
-        usable(net)
-        print(n)
-    except KeyboardInterrupt:
-        break
-    if n == TIMES:
-        break
-"""
-
-
-def test_ctrl_c_at_random_instants(person_model, flash):
-    """SIGINT, which MicroPython's unix port raises in the middle of native code too. (And in the
-    middle of closing a file, which it then closes twice: so nothing is opened meanwhile.)"""
-    blob = compiler.compile_model(person_model, "b6,20", ["cup", "pen", "key"])
-    (flash / "net.sprout").write_bytes(blob.to_bytes())
-    begin = START.replace("range(192)", "i & 255 for i in range(96 * 96 * 3)")
-    times = 12
-    process = start(flash, begin + FILES + SESSION.replace("TIMES", str(times)))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    pause = random.Random(1)
-    for i in range(times):
-        time.sleep(pause.uniform(0.01, 0.15))
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == f"{i + 1}\n", process.communicate()
-    out, errors = process.communicate(timeout=30)
-    assert process.returncode == 0, out + errors
