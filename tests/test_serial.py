@@ -194,9 +194,11 @@ class Terminal:
     def __init__(self, *args: object) -> None:
         self.fd, terminal = pty.openpty()
         program = [BIN / "sprout", *map(str, args)]
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
         self.process = subprocess.Popen(
-            program, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
-        )
+            program, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         os.close(terminal)
 
     def until(self, text: bytes) -> bytes:
