@@ -244,6 +244,13 @@ def test_the_simulated_board_is_for_users_too_and_its_cable_can_be_pulled(tmp_pa
     assert (terminal.status(), simulated.status()) == (1, 0)
 
 
+def test_repl_ends_with_its_terminal(board):
+    terminal = Terminal("repl", "--port", board.port)
+    terminal.until(b">>> ")
+    os.close(terminal.fd)
+    assert terminal.process.wait(30) == 0
+
+
 def test_a_program_that_runs_for_ever_is_interrupted(tmp_path, local):
     with SerialBoard(tmp_path / "flash", blocks=32) as board:
         (tmp_path / "main.py").write_text("while True: print('busy')\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 from mpremote.console import Console
@@ -12,6 +13,16 @@ from mpremote.transport_serial import SerialTransport
 
 from ..graph import SproutError
 from .wire import Unplugged, find_port, open_port
+
+
+class _Console(Console):
+    """Ends the REPL where its terminal has gone: mpremote's would wait for it for ever, busily."""
+
+    def readchar(self) -> bytes | None:
+        found: bytes | None = super().readchar()
+        if found == b"":
+            raise EOFError
+        return found
 
 
 def repl(port: str | None, baud: int) -> int:
@@ -25,7 +36,7 @@ def repl(port: str | None, baud: int) -> int:
     sys.stdout.flush()
     transport.serial.write(b"\r\x02")  # the friendly REPL shows its prompt
     time.sleep(0.05)
-    console = Console()
+    console = _Console()
     console.enter()
     try:
         gone = do_repl_main_loop(
@@ -36,11 +47,14 @@ def repl(port: str | None, baud: int) -> int:
             code_to_inject=None,
             file_to_inject=None,
         )
+    except EOFError:
+        gone = False
     except OSError:
         gone = True
     finally:
-        console.exit()
-        print()
+        with suppress(Exception):  # each system has its own for a terminal that has gone
+            console.exit()
+            print()
         try:
             transport.close()
         except OSError:
