@@ -297,7 +297,18 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
     for p, ram in zip([p for p in points if p["family"] == "found"], (6, 7, 8), strict=True):
         assert p["ram"] <= ram << 10 and len(p["each"]) == 3
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
-    assert "the plan found for each budget" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "the plan found for each budget" in output and "Nothing fits" not in output
+    assert sprout("analyze", *tiny, "-o", "gains.json") == 0
+    again = ("--budgets", "1K,6K,7K,8K", "--analysis", "gains.json", "--json", "g.json")
+    assert sprout("frontier", *tiny, *again, "--png", "g.png") == 0
+    assert json.loads((tmp_path / "g.json").read_text())["points"] == points
+    assert "Nothing fits 1,024 bytes: the least plan here takes" in capsys.readouterr().out
+    gains = json.loads((tmp_path / "gains.json").read_text())
+    gains["about"]["classes"] = ["others"]
+    (tmp_path / "gains.json").write_text(json.dumps(gains))
+    assert sprout("frontier", *tiny, *again, "--png", "g.png") != 0
+    assert "gains.json is of another model or other classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

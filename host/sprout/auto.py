@@ -216,11 +216,32 @@ def table(found: Contributions) -> Table:
     return result
 
 
-def frontier_points(bench: Bench, budgets: Sequence[int], report: Reporter) -> list[Point]:
-    """Analyse, choose a plan for each budget (bytes), and measure all families of plans."""
+def frontier_points(
+    bench: Bench, budgets: Sequence[int], analysis: Path | None, report: Reporter
+) -> list[Point]:
+    """Analyse, or read the file of an analysis, choose a plan for each budget (bytes), and measure
+    all families of plans.  Raises SproutError."""
     network = Footprint(bench.task.network(0), bench.task.settings.fractions)
-    found = analyze(bench, max(budgets))
+    if analysis is None:
+        found = analyze(bench, max(budgets))
+    else:
+        found = read(analysis)
+        if any(found.about.get(key) != bench.about[key] for key in ("model", "classes")):
+            raise SproutError(
+                f"{analysis} is of another model or other classes: make one of these with 'sprout "
+                "analyze -o'."
+            )
     return measure(bench, list(plans(network, found, budgets, report)))
+
+
+def too_little(points: Sequence[Point], budgets: Sequence[int]) -> str:
+    """Say for which budgets there is no plan, if there are such."""
+    found = {p.budget for p in points}
+    least = min(p.ram for p in points)
+    missing = [f"{ram:,}" for ram in budgets if ram not in found]
+    if not missing:
+        return ""
+    return f"Nothing fits {' or '.join(missing)} bytes: the least plan here takes {least:,}."
 
 
 def frontier_table(points: Sequence[Point]) -> Table:

@@ -386,6 +386,9 @@ def analyze_command(
     show_default=True,
     help="RAM to find a plan for.",
 )
+@click.option(
+    "--analysis", type=IN_FILE, help="Gains that 'sprout analyze' wrote: do not measure them here."
+)
 @click.option("--png", type=OutFile(), help="The picture; MODEL-frontier.png here if not given.")
 @click.option("--json", "json_out", type=OutFile(), help="The numbers; MODEL-frontier.json.")
 @classes_option
@@ -397,6 +400,7 @@ def frontier_command(
     model: Path,
     data: Path,
     budgets: tuple[int, ...],
+    analysis: Path | None,
     png: Path | None,
     json_out: Path | None,
     **options: Any,
@@ -410,13 +414,19 @@ def frontier_command(
     console = _console()
     with Reporter(console) as report:
         bench = autos.make_bench(model, data, autos.wanted(options), console, report)
-        points = autos.frontier_points(bench, budgets, report)
+        points = autos.frontier_points(bench, budgets, analysis, report)
     console.print(autos.frontier_table(points))
+    if note := autos.too_little(points, budgets):
+        console.print(note, markup=False, soft_wrap=True)
     text = json.dumps(frontier.to_json(points, bench.about), indent=1) + "\n"
     png = png or Path(f"{model.stem}-frontier.png")
     json_out = json_out or Path(f"{model.stem}-frontier.json")
     write(json_out, text.encode())
-    write(png, frontier.picture(points, f"{model.stem}, {len(bench.task.labels)} samples"))
+    seeds = bench.task.settings.seeds
+    title = f"{model.stem}, {len(bench.task.labels)} samples"
+    if seeds > 1:
+        title += f": mean of {seeds} seeds, bars: its standard error"
+    write(png, frontier.picture(points, title))
     console.print(f"{png}, {json_out}", markup=False)
 
 

@@ -144,7 +144,8 @@ def to_json(points: Sequence[Point], about: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture(points: Sequence[Point], title: str) -> bytes:
-    """Return a PNG: accuracy against RAM and against multiplications of a step."""
+    """Return a PNG: measured accuracy, with its standard error, against RAM and against
+    multiplications of a step."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,12 +161,15 @@ def picture(points: Sequence[Point], title: str) -> bytes:
                     [of(p) for p in some], [p.accuracy for p in some],
                     yerr=[np.nan_to_num(p.error) for p in some], label=label, capsize=2,
                     marker="o", markersize=4, linewidth=2.2 if family == "found" else 1.0,
+                    elinewidth=0.8, zorder=3 if family == "found" else 2,
                 )  # fmt: skip
         axis.grid(alpha=0.3)
-    axes[0].set(xlabel="RAM, KiB", ylabel="held-out accuracy, %", xscale="log")
-    ticks = sorted({2**e for e in range(5, 13) if any(p.ram >= 2**e * 700 for p in points)})
-    axes[0].set_xticks(ticks, [str(t) for t in ticks])
+    axes[0].set(xlabel="RAM for training, KiB", ylabel="held-out accuracy, %", xscale="log")
+    sizes = [math.log2(p.ram / 1024) for p in points]
+    ticks = [2.0**e for e in range(math.floor(min(sizes)), math.ceil(max(sizes)) + 1)]
+    axes[0].set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes[0].minorticks_off()
+    axes[0].set_xlim(2 ** (min(sizes) - 0.3), 2 ** (max(sizes) + 0.3))
     axes[1].set(xlabel="multiply-accumulates of a step, millions")
     axes[0].legend(fontsize=8)
     figure.suptitle(title)
