@@ -126,9 +126,7 @@ def test_rehearsing_gives_the_bytes_of_whole_steps(name, rows, shared, tmp_path)
     engine = Engine(blob.to_bytes())
     train(engine, x[[0, 1, 2, *order]], [*y, *(y[i] for i in order)], RATE, SEED)
     forms = ["latent", "compact", "auto"] if rows else ["latent", "compact", "raw"]
-    code = (
-        put(tmp_path, blob, x)
-        + f"""
+    code = put(tmp_path, blob, x) + f"""
 for form in {forms}:
     for path in (None, "kept" + form):
         net.reset()
@@ -145,7 +143,6 @@ for form in {forms}:
             kept.learn(kept.recall(slot), net._usual, net._exponent)
         print(kept.used, net.step, net.digest(), net.memory()["replay"] <= 200000)
 """
-    )
     assert run(tmp_path, code) == [f"3 8 {engine.digest()} True"] * 2 * len(forms)
 
 
@@ -189,9 +186,7 @@ def learn(first, last):
 
 
 def test_replay_keeps_what_comes_no_more(objects):
-    code = (
-        OBJECTS
-        + """
+    code = OBJECTS + """
 net.rate = 0.005
 for size in (0, 2304):
     net.reset()
@@ -207,7 +202,6 @@ learn(0, 100)
 learn(100, 200)
 print(accuracy(0, 50), accuracy(50, 100), guard.checks, guard.undone)
 """
-    )
     without, with_replay, buffer, guarded = run(objects, code)
     old, new, checks, undone = map(float, guarded.split())  # new classes are no harm
     assert old > 0.6 and new > 0.8 and checks == 11 and undone <= 1
@@ -220,9 +214,7 @@ print(accuracy(0, 50), accuracy(50, 100), guard.checks, guard.undone)
 
 def test_the_guard_undoes_what_poisoned_labels_did(objects):
     """Once with the checkpoint in RAM, once on flash, once with a warning only."""
-    code = (
-        OBJECTS
-        + """
+    code = OBJECTS + """
 for action, path in (("restore", None), ("restore", "good"), ("warn", None)):
     net.reset()
     net.rate = 0.005
@@ -240,7 +232,6 @@ for action, path in (("restore", None), ("restore", "good"), ("warn", None)):
     print(net.memory()["replay"] == guard.size < 7000, accuracy(0, 50))
 print(net.guard(0) is kept)
 """
-    )
     lines = run(objects, code)
     said = [line for line in lines if line.startswith("learning did harm: the loss of ")]
     assert [line.endswith(", so it was undone") for line in said] == [True, True, False]
@@ -253,9 +244,7 @@ print(net.guard(0) is kept)
 
 
 def test_drift_rises_when_the_input_changes(objects):
-    code = (
-        OBJECTS
-        + """
+    code = OBJECTS + """
 net.rate = 0.005
 learn(0, 100)
 print(net.drift)
@@ -271,7 +260,6 @@ for x, label in samples("train", 0, 50):
     net.predict(x)
 print(net.drift)
 """
-    )
     start, usual, pale = map(float, run(objects, code))
     assert start == 0
     assert usual < 3
@@ -296,9 +284,7 @@ SMALL = START % (RATE, SEED, 192)
 
 
 def test_goes_on_with_a_ring_after_a_restart(flash):
-    code = (
-        SMALL
-        + """
+    code = SMALL + """
 kept = net.replay(4096, "raw", "kept", 0)
 for i in range(30):
     net.learn(sample(i), i % 4)
@@ -308,11 +294,8 @@ print(list(kept.labels), list(kept._reservoir.seen)[:4])
 kept.recall(3)
 print([bytes(part) for part in kept._parts])
 """
-    )
     before = run(flash, code)
-    code = (
-        SMALL
-        + """
+    code = SMALL + """
 net.restore()
 kept = net.replay(4096, "raw", "kept", 0)
 print(sorted(kept.counts().items()), kept.used, kept.capacity)
@@ -321,7 +304,6 @@ kept.recall(3)
 print([bytes(part) for part in kept._parts])
 print(net.rehearse(20) > 0, net.step)
 """
-    )
     *after, last = run(flash, code)
     assert after == before
     assert "[8, 8, 7, 7]" in before[1]
@@ -335,9 +317,7 @@ print(net.rehearse(20) > 0, net.step)
 
 def test_samples_belong_to_the_names_of_classes(flash):
     """They survive that classes come, go, or are not there yet after a restart."""
-    code = (
-        SMALL
-        + """
+    code = SMALL + """
 def show(kept):
     print(sorted(kept.counts().items()))
 net.add_class("e")
@@ -361,7 +341,6 @@ show(net.replay(8000, path="kept"))
 net.add_class("e")
 show(net._keeper)
 """
-    )
     found = [dict(eval(line)) for line in run(flash, code)]
     once = [
         {"d": 4, "b": 4, "x": 0},
@@ -406,9 +385,7 @@ def test_says_what_is_wrong_and_stays_usable(flash):
 @pytest.mark.parametrize("path", [None, "kept"])
 def test_ctrl_c_loses_at_most_a_sample(path, flash):
     """At the beginning and at the end of each call to the reservoir."""
-    code = (
-        SMALL
-        + f"""
+    code = SMALL + f"""
 from sprout import reservoir
 kept = net.replay(4096, "raw", {path!r}, per_sample=2)
 class Break:
@@ -444,7 +421,6 @@ for method in ("set", "_find", "_below", "_next"):
             print("miscounted", method, after)
 print(broken, kept.used > 15, labels == list(kept._store.labels) or {path!r})
 """
-    )
     broken, full, same = run(flash, code)[-1].split()
     assert int(broken) > 25 and full == "True" and same in ("True", "kept")
 
@@ -469,10 +445,7 @@ vfs.mount(flash, "/flash")
 
 
 def test_a_full_flash_makes_the_buffer_smaller(flash):
-    code = (
-        SMALL
-        + LITTLE
-        + """
+    code = SMALL + LITTLE + """
 kept = net.replay(40960, "raw", "/flash/kept", per_sample=1)
 before = kept.capacity
 with open("/flash/other", "wb") as file:
@@ -487,16 +460,13 @@ kept.flush()
 again = sprout.load("net.sprout").replay(40960, "raw", "/flash/kept")
 print(again.counts() == counts)
 """
-    )
     *said, first, second, third = run(flash, code)
     assert said and all(line.startswith("the flash is full: /flash/kept") for line in said)
     assert first.startswith("True True ") and (second, third) == ("True True", "True")
 
 
 def test_a_damaged_sample_is_dropped(flash):
-    code = (
-        SMALL
-        + """
+    code = SMALL + """
 kept = net.replay(4096, "raw", "kept", per_sample=0)
 for i in range(30):
     net.learn(sample(i), i % 4)
@@ -511,7 +481,6 @@ for i in range(30):
     net.learn(sample(i), i % 4)
 print(whole - kept.used)
 """
-    )
     assert run(flash, code) == ["1 230", "0"]
 
 
@@ -558,9 +527,7 @@ except ValueError as e:
 
 def test_a_net_that_takes_rows_keeps_no_frames_and_rehearses_between_them(shared, tmp_path):
     blob = compiled(shared, "mlperf_vww_96_int8.tflite", rows=True)
-    code = (
-        put(tmp_path, blob, frames(blob, 1))
-        + """
+    code = put(tmp_path, blob, frames(blob, 1)) + """
 try:
     net.replay(10**5, "raw")
 except ValueError as e:
@@ -580,7 +547,6 @@ try:
 except ValueError as e:
     print(e)
 """
-    )
     first, second, third = run(tmp_path, code)
     assert "takes frames by rows and never has a whole one" in first
     assert second.startswith("48 rows of a frame are there: feed() the others")
@@ -589,9 +555,7 @@ except ValueError as e:
 
 def test_what_a_step_with_replay_allocates(flash):
     """Floats and slices, the same at every step; nothing stays."""
-    code = (
-        SMALL
-        + """
+    code = SMALL + """
 import gc
 def cost(call):
     call()
@@ -615,7 +579,6 @@ for i in range(2000):
 gc.collect()
 print(free - gc.mem_free())
 """
-    )
     rehearsing, learning, left = map(int, run(flash, code))
     assert rehearsing <= 200
     assert learning <= 250
