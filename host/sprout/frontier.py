@@ -145,7 +145,11 @@ def to_json(points: Sequence[Point], about: dict[str, Any]) -> dict[str, Any]:
 
 def picture(points: Sequence[Point], title: str) -> bytes:
     """Return a PNG: measured accuracy, with its standard error, against RAM and against
-    multiplications of a step."""
+    multiplications of a step.
+
+    Everything learning takes so much more of both than all else that its figures stand in the
+    legend instead, where there is anything else.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -153,9 +157,10 @@ def picture(points: Sequence[Point], title: str) -> bytes:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
     scales = (lambda p: p.ram / 1024, lambda p: p.macs / 1e6)
+    drawn = [p for p in points if p.family != "full"] or points
     for axis, of in zip(axes, scales, strict=True):
         for family, label in FAMILIES.items():
-            some = sorted((p for p in points if p.family == family), key=of)
+            some = sorted((p for p in drawn if p.family == family), key=of)
             if some:
                 axis.errorbar(
                     [of(p) for p in some], [p.accuracy for p in some],
@@ -165,13 +170,19 @@ def picture(points: Sequence[Point], title: str) -> bytes:
                 )  # fmt: skip
         axis.grid(alpha=0.3)
     axes[0].set(xlabel="RAM for training, KiB", ylabel="held-out accuracy, %", xscale="log")
-    sizes = [math.log2(p.ram / 1024) for p in points]
-    ticks = [2.0**e for e in range(math.floor(min(sizes)), math.ceil(max(sizes)) + 1)]
+    sizes = [math.log2(p.ram / 1024) for p in drawn]
+    low, high = math.floor(min(sizes)), math.ceil(max(sizes))
+    ticks = [m * 2.0**e for e in range(low, high + 1) for m in (1, 1.5)]
     axes[0].set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes[0].minorticks_off()
     axes[0].set_xlim(2 ** (min(sizes) - 0.3), 2 ** (max(sizes) + 0.3))
     axes[1].set(xlabel="multiply-accumulates of a step, millions")
-    axes[0].legend(fontsize=8)
+    for p in points:
+        if p not in drawn:
+            text = f"{FAMILIES[p.family]}: {p.accuracy:.1f} %, {p.ram / 1024:,.0f} KiB, "
+            axes[0].plot([], [], " ", label=f"{text}{p.macs / 1e6:.1f} M (not drawn)")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
