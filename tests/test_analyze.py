@@ -8,9 +8,11 @@ import signal
 
 import numpy as np
 import pytest
+from command_line import sprout
 from nets import everything_net, residual_net
-from sprout import analyze, cli, frontends, frontier, replay
+from sprout import analyze, frontends, frontier, replay
 from sprout.analyze import Bench, Settings
+from sprout.arguments import read_blob
 from sprout.compile import compile_graph
 from sprout.data import Samples
 from sprout.engine import Engine
@@ -252,20 +254,20 @@ def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
 # --- the commands --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """A network and a file of samples for the command line, which works where it stands."""
+def own_network(tmp_path, monkeypatch):
+    """A network and a file of samples for the command line, which works where they are."""
     samples = pictures(residual_net)
     np.savez(tmp_path / "mine.npz", x=samples.x, y=samples.y)
     (tmp_path / "net.tflite").write_bytes(b"a network of our own")
     monkeypatch.setattr(frontends, "load", lambda path: residual_net())
     monkeypatch.chdir(tmp_path)
     count_work(monkeypatch)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    own_network(tmp_path, monkeypatch)
     return ("net.tflite", "--data", "mine.npz", "--epochs", "3", "--rate", "0.02")
-
-
-def sprout(*args: object) -> int:
-    return cli.main([str(arg) for arg in args])
 
 
 def test_analyze_then_compile(tiny, tmp_path, capsys):
@@ -281,7 +283,7 @@ def test_analyze_then_compile(tiny, tmp_path, capsys):
     with_data = capsys.readouterr().out
     assert with_data.splitlines()[0].split(":")[0] == by_file.splitlines()[0].split(":")[0]
     assert "predicted gain" in with_data and "true gain" in with_data
-    _, blob = cli.read_blob(tmp_path / "net.sprout")
+    _, blob = read_blob(tmp_path / "net.sprout")
     assert blob.arena_len + blob.trained_len + blob.scratch_len + blob.program_len <= 7 << 10
     assert sprout("compile", *tiny, *common, "--select", "eliminate", "--within", "50") == 0
     assert "backward elimination leaves" in capsys.readouterr().out

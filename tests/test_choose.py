@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import sprout
 from nets import Maker, everything_net, picture, residual_net
 from sprout import choose, cli, frontends, frontier
 from sprout import plan as plans
 from sprout.analyze import Contributions, Gain
+from sprout.arguments import read_blob
 from sprout.choose import TIE, Gains, best
 from sprout.footprint import Footprint, measured
 from sprout.graph import SproutError, mean_multiplier
@@ -289,17 +291,13 @@ def test_simple_plans_beside_the_frontier():
 # --- the command ---------------------------------------------------------------------------------
 
 
-def sprout(*args: object) -> int:
-    return cli.main([str(arg) for arg in args])
-
-
 def test_auto_without_data_fits_the_person_network(person_model: Path, tmp_path: Path, capsys):
     out = tmp_path / "auto.sprout"
     options = ("--plan", "auto", "--ram", "120K", "--step-mmac", 13, "-o", out)
     assert sprout("compile", person_model, "--classes", "desk,plant", *options) == 0
     text = capsys.readouterr().out
     assert "by the rule for unknown data" in text
-    _, blob = cli.read_blob(out)
+    _, blob = read_blob(out)
     cost = measured(blob)
     assert 60_000 < cost.ram <= 120 << 10
     assert cost.macs <= 13_000_000
@@ -315,7 +313,7 @@ def test_auto_fits_networks_that_nothing_was_tuned_for(shared, tmp_path, capsys,
     path = shared / "models" / f"{model}.tflite"
     assert sprout("compile", path, "--plan", "auto", "--ram", "120K", "-o", out) == 0
     assert ": the optimum by the rule for unknown data" in capsys.readouterr().out
-    _, blob = cli.read_blob(out)
+    _, blob = read_blob(out)
     assert measured(blob).ram <= 120 << 10
     learning = len(blob.info["trained"])
     convs = len(Footprint(frontends.load(path)).convs)

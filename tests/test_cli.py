@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import complaint, sprout
 from sprout import blob as blobs
-from sprout import checkpoint, cli, data, inspect
+from sprout import checkpoint, data, inspect
 from sprout.board import sim
 from sprout.compile import compile_model
 
@@ -35,23 +36,6 @@ LEARN_KEYS = {
     "digest",
 }
 PLAN = "b3,6:1/4"
-
-
-def sprout(*args: object) -> int:
-    """Run the command line in this process; returns the exit status."""
-    return cli.main([str(arg) for arg in args])
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    """The one sentence that a wrong command prints; the status is 1 and there is no traceback."""
-    capsys.readouterr()
-    assert sprout(*args) == 1
-    out, err = capsys.readouterr()
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, out + err
-    assert lines[0].startswith("sprout: ")
-    assert "Traceback" not in err
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -453,7 +437,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
         assert f"no folder {nowhere.parent}" in complaint(capsys, *command, nowhere)
         assert f"{folder} is a folder" in complaint(capsys, *command, folder)
     full = complaint(capsys, "compile", person_model, "-o", "/dev/full")
-    assert full.startswith("sprout: /dev/full cannot be written (No space left on device): make ")
+    assert full.startswith("/dev/full cannot be written (No space left on device): make ")
     assert "is a folder" in complaint(capsys, "compile", folder)
     assert "is a folder" in complaint(capsys, "inspect", folder)
 
@@ -461,7 +445,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
 def test_errors_of_the_board_name_the_users_file(blob, pictures, folder, capsys):
     options = ("--train", pictures, "--test", pictures, "--on", "micropython", "--heap", 130_000)
     said = complaint(capsys, "learn", blob, *options)
-    assert said.startswith("sprout: person.sprout needs ")
+    assert said.startswith("person.sprout needs ")
     assert "give it a larger --heap, or compile it with a smaller plan" in said
     plain = folder / "train.bin"
     plain.write_bytes(blob.read_bytes())

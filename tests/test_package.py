@@ -15,9 +15,10 @@ from pathlib import Path
 
 import documents
 import pytest
+from command_line import micropython
 from packaging.requirements import Requirement
 from sprout import cli
-from sprout.board import package, sim
+from sprout.board import package
 from sprout.compile import compile_model
 from sprout.places import DEVICE
 
@@ -134,21 +135,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
-
-
-def micropython(code: str, folder: Path) -> str:
-    """Run code in MicroPython with a folder as its flash, lib/ on its path; returns the output."""
-    done = subprocess.run(
-        [*sim.micropython(), "-c", code],
-        cwd=folder,
-        env={"MICROPYPATH": "lib:.frozen"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_mip_installs_a_package_that_learns(server, tmp_path, person_model):

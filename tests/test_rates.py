@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from nets import residual_net
 from sprout import blob as blobs
-from sprout import cli, frontends, rates
+from sprout import cli, rates
+from sprout.arguments import read_blob
 from sprout.compile import compile_graph
 from sprout.engine import Engine
 from sprout.graph import SproutError
 from sprout.learning import DEFAULT_RATE
 from sprout.schedule import rate_parts, sample_order
-from test_analyze import count_work, make_bench, pictures
+from test_analyze import make_bench, own_network
 
 
 def count_rates(monkeypatch):
@@ -90,14 +91,8 @@ def test_rates_are_measured_once(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A network and a file of samples, where the command line works."""
-    samples = pictures(residual_net)
-    np.savez(tmp_path / "mine.npz", x=samples.x, y=samples.y)
-    (tmp_path / "net.tflite").write_bytes(b"a network of our own")
-    monkeypatch.setattr(frontends, "load", lambda path: residual_net())
+    own_network(tmp_path, monkeypatch)
     monkeypatch.setattr(rates, "GRID", (0.001, 0.004))
-    monkeypatch.chdir(tmp_path)
-    count_work(monkeypatch)
     count_rates(monkeypatch)
     return tmp_path
 
@@ -107,7 +102,7 @@ def test_compile_writes_the_rate_that_learn_takes(tiny, capsys, plan):
     common = ("compile", "net.tflite", "--plan", *plan, "-o", "net.sprout")
     assert cli.main([*common, "--data", "mine.npz"]) == 0
     said = capsys.readouterr().out
-    _, with_rate = cli.read_blob(tiny / "net.sprout")
+    _, with_rate = read_blob(tiny / "net.sprout")
     rate = with_rate.meta["rate"]
     assert rate in rates.GRID
     assert f"learning rate {rate:g}" in said and f" at rate {rate:g}:" in said
@@ -116,7 +111,7 @@ def test_compile_writes_the_rate_that_learn_takes(tiny, capsys, plan):
     assert json.loads((tiny / "r").read_text())["rate"] == rate
     if len(plan) == 1:
         assert cli.main([*common]) == 0
-        _, without = cli.read_blob(tiny / "net.sprout")
+        _, without = read_blob(tiny / "net.sprout")
         assert without.constants == with_rate.constants and "rate" not in without.meta
         assert cli.main([*learn]) == 0
         assert json.loads((tiny / "r").read_text())["rate"] == DEFAULT_RATE

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from command_line import micropython
 from nets import residual_net
 from sprout import blob as blobs
 from sprout import cli
@@ -34,19 +33,9 @@ print(json.dumps(about))
 """
 
 
-def micropython(code: str, folder: Path, path: str) -> str:
+def mounted(code: str, folder: Path, path: str) -> str:
     """Run code in MicroPython with an image mounted as /rom; returns what it prints."""
-    done = subprocess.run(
-        [*sim.micropython(), "-X", f"heapsize={HEAP}", "-c", MOUNT + code.strip()],
-        cwd=folder,
-        env=dict(os.environ, MICROPYPATH=path),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return micropython(MOUNT + code.strip(), folder, path, "-X", f"heapsize={HEAP}")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +60,7 @@ def test_a_net_learns_in_place_with_less_heap(folder, tmp_path, blob):
     for name, path in (("rom", "/rom/lib:.frozen"), ("files", "lib:.frozen")):
         if name == "files":
             sim.put(tmp_path, {"net.sprout": blob})
-        found[name] = json.loads(micropython(LEARN, tmp_path, path))
+        found[name] = json.loads(mounted(LEARN, tmp_path, path))
         assert (tmp_path / "person.ckpt" if name == "rom" else tmp_path / "net.ckpt").exists()
     rom, files = found["rom"], found["files"]
     assert rom["from"].startswith("/rom/lib")
@@ -96,7 +85,7 @@ def test_every_file_is_there_and_blobs_are_aligned(tmp_path):
     code += "      part = memoryview(open('/rom/' + top + name, 'rb'))\n"
     code += "      found[top + name] = (uctypes.addressof(part) % 16, bytes(part).hex())\n"
     code += "print(json.dumps(found))"
-    found = json.loads(micropython(code, tmp_path, "lib:.frozen"))
+    found = json.loads(mounted(code, tmp_path, "lib:.frozen"))
     wanted = aligned | {f"lib/{name}": content for name, content in library.items()}
     assert {name: bytes.fromhex(text) for name, (_, text) in found.items()} == wanted
     assert {found[name][0] for name in aligned} == {0}
@@ -114,12 +103,12 @@ def test_the_header_counts_right(size):
 
 def test_the_file_in_the_current_folder_comes_first(folder):
     code = "import sprout; net = sprout.load('net.sprout'); print(net.memory()['program'] > 0)"
-    assert micropython(code, folder, "/rom/lib:.frozen") == "True\n"
+    assert mounted(code, folder, "/rom/lib:.frozen") == "True\n"
 
 
 def test_what_is_nowhere_is_said_to_be(folder):
     code = "import sprout\ntry:\n  sprout.load('other.sprout')\nexcept OSError as e:\n  print(e)"
-    out = micropython(code, folder, "/rom/lib:.frozen")
+    out = mounted(code, folder, "/rom/lib:.frozen")
     assert out.startswith("other.sprout cannot be opened")
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import complaint, sprout
 from nets import residual_net
-from sprout import cli
 from sprout import compile as compiler
 from sprout.board import install, wire
 from sprout.board.serialsim import USB, Link, SerialBoard
@@ -28,21 +28,6 @@ from sprout.engine import Engine
 BIN = Path(sys.executable).parent
 ABI_6_2 = 6 | 2 << 8 | 4 << 10  # what a Cortex-M0+ with MicroPython 1.22 says
 DATA = np.random.default_rng(5).integers(0, 256, 5000, np.uint8).tobytes()
-
-
-def sprout(*args: object) -> int:
-    return cli.main([str(arg) for arg in args])
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    """The one sentence of a command that fails."""
-    capsys.readouterr()
-    assert sprout(*args) == 1
-    out, err = capsys.readouterr()
-    (line,) = err.strip().splitlines()
-    assert line.startswith("sprout: ")
-    assert "Traceback" not in out + err
-    return line.removeprefix("sprout: ")
 
 
 def sha256(data: bytes) -> str:

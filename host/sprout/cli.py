@@ -17,11 +17,10 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 
-from . import blob as blobs
 from . import data as npz
 from . import learned
+from .arguments import OutFile, exists, make_console, read_blob, write
 from .board import commands, flash, package, romfs
 from .board import table as boards
 from .graph import SproutError
@@ -50,25 +49,6 @@ class ModelFile(click.Path):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
         return own_model(Path(value))
-
-
-class OutFile(click.Path):
-    """A file to write; that it can be is checked before anything is done for it."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:
-        path = Path(value)
-        if path.is_dir():
-            raise SproutError(f"{path} is a folder: give the name of a file to write.")
-        if not path.parent.is_dir():
-            raise SproutError(f"{path} cannot be written, there is no folder {path.parent}.")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise SproutError(f"{path} cannot be written: you have no permission to.")
-        return path
 
 
 def parse_board(context: click.Context, option: click.Parameter, name: str) -> str:
@@ -314,7 +294,7 @@ def compile_command(
         rows=rows,
         save=not whole_layers,
     )
-    console = _console()
+    console = make_console()
     want = autos.Wanted(
         class_names(classes), max_classes, seed, fractions, rows, input_range, **auto
     )
@@ -364,7 +344,7 @@ def analyze_command(
     from . import auto as autos
 
     exists(model, "give the name of a .tflite or an MCUNet .pkl file")
-    console = _console()
+    console = make_console()
     with Reporter(console) as report:
         bench = autos.make_bench(model, data, autos.wanted(options), console, report)
         found = analyze.analyze(bench, ram)
@@ -411,7 +391,7 @@ def frontier_command(
     from . import frontier
 
     exists(model, "give the name of a .tflite or an MCUNet .pkl file")
-    console = _console()
+    console = make_console()
     with Reporter(console) as report:
         bench = autos.make_bench(model, data, autos.wanted(options), console, report)
         points = autos.frontier_points(bench, budgets, analysis, report)
@@ -447,13 +427,13 @@ def inspect_command(blob: Path, as_json: bool, png: Path | None) -> None:
     from . import inspect
 
     if learned.holds(blob):
-        learned.show(blob, as_json, _console())
+        learned.show(blob, as_json, make_console())
         return
     raw, parsed = read_blob(blob)
     if as_json:
         click.echo(json.dumps(inspect.describe(parsed, raw), indent=2))
     else:
-        inspect.show(parsed, len(raw), _console())
+        inspect.show(parsed, len(raw), make_console())
     if png:
         write(png, inspect.picture(parsed))
 
@@ -473,7 +453,7 @@ def run_command(
 
     _, parsed = read_blob(blob)
     x = npz.load_inputs(input_, parsed)
-    with Reporter(_console()) as report:
+    with Reporter(make_console()) as report:
         y = inference.run(blob, x, on=on, board=board, heap=heap, report=report)
     file = io.BytesIO()
     np.savez_compressed(file, y=npz.to_outputs(y, parsed))
@@ -534,7 +514,7 @@ def learn_command(
     from . import learning
 
     _, parsed = read_blob(blob)
-    console = _console()
+    console = make_console()
     say = functools.partial(console.print, markup=False)
     samples = [npz.load_samples(path, parsed, say) for path in (train, test)]
     result = learning.learn(blob, *samples, report=Reporter(console), **options)
@@ -564,40 +544,6 @@ def sim_command(blob: Path, script: Path | None, board: str) -> int:
 OTHERS = (flash.command, package.command, romfs.command, learned.command)
 for board_command in (*commands.COMMANDS, *OTHERS):
     cli.add_command(board_command)
-
-
-def read_blob(path: Path) -> tuple[bytes, blobs.Blob]:
-    """Return a blob file, raw and taken apart."""
-    exists(path, f"make a blob with 'sprout compile MODEL -o {path}'")
-    raw = path.read_bytes()
-    blob = blobs.read(raw, str(path))
-    missing = sorted({"name", "classes", "input", "output"} - set(blob.meta))
-    if missing:
-        raise SproutError(f"{path} does not say its {missing[0]}: compile the model again.")
-    return raw, blob
-
-
-def exists(path: Path, hint: str) -> None:
-    """Refuse a file that is not there, with what to do."""
-    if not path.exists() or path.is_dir():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise SproutError(f"{path} {what}: {hint}.")
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file of the user's."""
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise SproutError(
-            f"{path} cannot be written ({error.strerror}): make {len(data)} bytes of room, "
-            "or give another place."
-        ) from None
-
-
-def _console() -> Console:
-    """A console that is as wide in a pipe as our lines are."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import checkpoint as checkpoints
+from .arguments import OutFile, exists, read_blob, write
 
 
 def holds(path: Path) -> bool:
@@ -78,8 +79,6 @@ def command(blob: Path, checkpoint: Path, output: Path) -> None:
 
     The checkpoint may be any board's, of whatever architecture, that learned with BLOB.
     """
-    from .cli import OutFile, exists, read_blob, write
-
     output = OutFile().convert(output, None, None)
     raw, _ = read_blob(blob)
     exists(checkpoint, "fetch one with 'sprout get'")

@@ -7,12 +7,15 @@ import functools
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..arguments import exists, make_console, read_blob, write
 from ..graph import SproutError
+from ..progress import Reporter
 
 PORT = (
     click.option(
@@ -65,7 +68,7 @@ def install_command(
     from .install import abi, connected, install
     from .sim import on_flash
 
-    files = {on_flash(path): _read_blob(path) for path in blobs}
+    files = {on_flash(path): read_blob(path) for path in blobs}
     say, reporter = _console()
     with connected(port, via, baud) as (session, probe):
         say(
@@ -102,7 +105,6 @@ def put_command(
     delete: tuple[str, ...],
 ) -> None:
     """Copy FILES, or what is in folders, to the board, each file whole or not at all."""
-    from ..cli import exists
     from .install import Transfer, connected, path_on
 
     if name and len(files) > 1:
@@ -120,7 +122,7 @@ def put_command(
             exists(path, "give the name of a file or folder here")
             named = {path: name or path.name}
         for file, at in named.items():
-            data = _read_blob(file)[0] if file.suffix == ".sprout" else file.read_bytes()
+            data = read_blob(file)[0] if file.suffix == ".sprout" else file.read_bytes()
             contents[at] = data
     say, reporter = _console()
     with connected(port, via, baud) as (session, probe), reporter as report:
@@ -198,7 +200,7 @@ def doctor_command(blob: Path | None, port: str | None, baud: int, via: str) -> 
     from .install import connected
     from .sim import on_flash
 
-    data = _read_blob(blob)[0] if blob else None
+    data = read_blob(blob)[0] if blob else None
     say, reporter = _console()
     failed = 0
     with connected(port, via, baud) as (session, probe):
@@ -270,24 +272,13 @@ def _got(report: Any, name: str, size: int, done: int) -> None:
     report("getting", done, size, name)
 
 
-def _read_blob(path: Path) -> tuple[bytes, Any]:
-    from ..cli import read_blob
-
-    return read_blob(path)
-
-
-def _console() -> tuple[Any, Any]:
-    from ..cli import _console
-    from ..progress import Reporter
-
-    console = _console()
+def _console() -> tuple[Callable[[str], None], Reporter]:
+    console = make_console()
     return functools.partial(console.print, markup=False, soft_wrap=True), Reporter(console)
 
 
 def _write_whole(path: Path, data: bytes) -> None:
     """Write a file here that is there whole or not at all."""
-    from ..cli import write
-
     temporary = path.with_name(path.name + ".part")
     try:
         write(temporary, data)

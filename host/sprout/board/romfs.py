@@ -14,6 +14,7 @@ import click
 from mpremote.romfs import VfsRomWriter
 
 from .. import blob as blobs
+from ..arguments import read_blob, write
 from ..graph import SproutError
 from . import table
 from .install import library
@@ -96,8 +97,6 @@ def command(paths: Sequence[Path], name: str, output: Path | None) -> None:
 
     'mpremote romfs deploy FILE' writes it to firmware that has a ROMFS partition.
     """
-    from ..cli import read_blob, write
-
     board = table.find(name)
     output = output or Path(f"{board.name}.romfs")
     contents: dict[str, bytes] = {}

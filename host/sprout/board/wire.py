@@ -538,6 +538,11 @@ class Session:
             f"{path} does not arrive whole at {self.port}: use a shorter cable or another port."
         )
 
+    def sha256(self, path: str, size: int) -> str | None:
+        """The digest of a file of ``size`` bytes, computed on the board; None if it has none."""
+        found: str | None = self.call(f"answer = sha256({path!r})", timeout=_reading(size))
+        return found
+
     def swap(self, paths: list[str], stale: list[str] | None = None) -> None:
         """Put staged files in the place of the old ones; take ``stale`` ones away."""
         self.call(f"swap({paths!r}, {stale or []!r})", timeout=10)
@@ -551,8 +556,7 @@ class Session:
                 break
             data += base64.b64decode(part)
             progress(len(data))
-        found = self.call(f"answer = sha256({path!r})", timeout=_reading(size))
-        if hashlib.sha256(data).hexdigest() != found:
+        if hashlib.sha256(data).hexdigest() != self.sha256(path, size):
             raise SproutError(f"{path} changed on the board meanwhile: get it again.")
         return bytes(data)
 
