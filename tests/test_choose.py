@@ -6,6 +6,7 @@ import ctypes
 import itertools
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,19 +225,45 @@ def test_plans_with_many_biases_are_tried_too():
     assert choose.winner(choices[:1], {}) is choices[0]
 
 
-def test_the_frontier_keeps_the_best_of_the_plans_tried_for_a_budget():
-    class Bench:
-        def run(self, texts, phase):
-            return results({text: float(text[1:]) for text in texts})
+class RatedBench:
+    """A bench whose plans, b and a number, come to a loss by plan and rate."""
 
+    def __init__(self, loss, rate=0.004):
+        self.loss, self.task = loss, SimpleNamespace(settings=SimpleNamespace(rate=rate))
+
+    def having(self, rate):
+        return RatedBench(self.loss, rate)
+
+    def run(self, texts, phase):
+        rate = self.task.settings.rate
+        return results({text: self.loss(int(text[1:]), rate) for text in texts})
+
+
+def test_the_frontier_keeps_the_best_of_the_plans_tried_for_a_budget():
     points = [
         frontier.Point("found", f"b{k}", 1, 1, budget=budget)
         for k, budget in ((4, 10), (2, 10), (3, 10), (4, 20))
     ] + [frontier.Point("biases", "b4", 1, 1), frontier.Point("biases", "b5", 1, 1)]
-    kept = [(p.family, p.plan, p.budget) for p in frontier.measure(Bench(), points)]
+    bench = RatedBench(lambda k, rate: float(k))
+    kept = [(p.family, p.plan, p.budget) for p in frontier.measure(bench, points)]
     assert kept == [
         ("found", "b2", 10), ("found", "b4", 20), ("biases", "b4", None), ("biases", "b5", None)
     ]  # fmt: skip
+
+
+def test_each_family_learns_at_the_rate_that_is_best_for_its_largest_plan():
+    points = [
+        frontier.Point("biases", "b4", 100, 1),
+        frontier.Point("biases", "b2", 50, 1),
+        frontier.Point("full", "b8", 900, 1),
+        frontier.Point("found", "b4", 60, 1, budget=64),
+    ]
+    bench = RatedBench(lambda k, rate: abs(rate - 0.004 / k))
+    found = {(p.family, p.plan): p.rate for p in frontier.measure(bench, points)}
+    assert found == {
+        ("biases", "b4"): 0.001, ("biases", "b2"): 0.001,
+        ("full", "b8"): 0.0005, ("found", "b4"): 0.001,
+    }  # fmt: skip
 
 
 class FakeBench:

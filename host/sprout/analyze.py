@@ -207,8 +207,7 @@ class Bench:
     """Measures plans of one network on the user's samples; what was measured before is not
     measured again.
 
-    ``model`` is the bytes of the model file, for the digest.  ``whole()`` is the same with all of
-    the samples, whatever the settings say.
+    ``model`` is the bytes of the model file, for the digest.
     """
 
     def __init__(
@@ -225,11 +224,11 @@ class Bench:
         input_range: tuple[float, float] | None = None,
     ) -> None:
         settings = settings or Settings()
-        self.whole = functools.partial(
-            Bench, graph, model, samples, classes, max_classes,
-            dataclasses.replace(settings, samples=len(samples)), folder, scheduler, report,
-            input_range,
+        self._with = functools.partial(
+            Bench, graph, model, samples, classes, max_classes, folder=folder, scheduler=scheduler,
+            report=report, input_range=input_range,
         )  # fmt: skip
+        self.all_samples = len(samples)
         count = min(settings.samples, len(samples))
         parts = max(3, settings.seeds)
         if count < 2 * parts:
@@ -258,6 +257,10 @@ class Bench:
             return fingerprint(self.task.blob("full", 0))
         except SproutError:  # not all of it has a gradient
             return fingerprint(self.task.blob("last", 0))
+
+    def having(self, **changes: Any) -> Bench:
+        """Return the same bench with some of its settings changed."""
+        return self._with(settings=dataclasses.replace(self.task.settings, **changes))
 
     def key(self, text: str, seed: int) -> dict[str, Any]:
         """Return all that the result of a run depends on."""

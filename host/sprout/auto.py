@@ -125,7 +125,7 @@ def choose_plan(
                 )
         elif bench is not None and found is not None:
             choices = choose.trials(network, found, want.ram, macs, make, report)
-            bench = bench.whole()
+            bench = bench.having(samples=bench.all_samples)
         else:
             gains = choose.rule(network) if found is None else choose.from_analysis(found)
             choices = [choose.best(network, gains, want.ram, macs, make, report)]
@@ -217,13 +217,13 @@ def table(found: Contributions) -> Table:
 
 
 def frontier_points(
-    bench: Bench, budgets: Sequence[int], analysis: Path | None, report: Reporter
+    bench: Bench, budgets: Sequence[int], analysis: Path | None, rows: bool, report: Reporter
 ) -> list[Point]:
-    """Analyse, or read the file of an analysis, choose a plan for each budget (bytes), and measure
-    all families of plans.  Raises SproutError."""
-    network = Footprint(bench.task.network(0), bench.task.settings.fractions)
+    """Analyse, or read the file of an analysis, choose a plan for each budget (bytes; with
+    ``rows`` frames arrive by rows), and measure all families of plans.  Raises SproutError."""
+    network = Footprint(bench.task.network(0), bench.task.settings.fractions, rows)
     if analysis is None:
-        found = analyze(bench, max(budgets))
+        found = analyze(bench, max(budgets), rows)
     else:
         found = read(analysis)
         if any(found.about.get(key) != bench.about[key] for key in ("model", "classes")):
@@ -247,12 +247,13 @@ def too_little(points: Sequence[Point], budgets: Sequence[int]) -> str:
 def frontier_table(points: Sequence[Point]) -> Table:
     """The points in rows."""
     result = Table(
-        "", "plan", "RAM", "MACs a step", "accuracy", "std. error", box=None, pad_edge=False
+        "", "plan", "RAM", "MACs a step", "rate", "accuracy", "std. error", box=None,
+        pad_edge=False,
     )
     for p in points:
         result.add_row(
-            FAMILIES[p.family], p.plan, f"{p.ram:,}", f"{p.macs:,}", f"{p.accuracy:.1f}",
-            f"{p.error:.1f}",
+            FAMILIES[p.family], p.plan, f"{p.ram:,}", f"{p.macs:,}", f"{p.rate:g}",
+            f"{p.accuracy:.1f}", f"{p.error:.1f}",
         )  # fmt: skip
     for column in result.columns[2:]:
         column.justify = "right"

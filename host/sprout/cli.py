@@ -191,6 +191,9 @@ fractions_option = click.option(
     show_default=True,
     help="Which trained weights keep 4 bits below their LSB, half a byte each.",
 )
+rows_option = click.option(
+    "--rows", is_flag=True, help="Frames arrive row by row, net.feed(rows): no room for a whole."
+)
 
 
 def analysis_options(command: Any) -> Any:
@@ -222,9 +225,7 @@ def cli() -> None:
     help="Of the fresh head's weights.",
 )
 @input_range_option
-@click.option(
-    "--rows", is_flag=True, help="Frames arrive row by row, net.feed(rows): no room for a whole."
-)
+@rows_option
 @click.option(
     "--whole-layers", is_flag=True, help="Run layer by layer: up to 8 % faster, with more RAM."
 )
@@ -326,6 +327,7 @@ def compile_command(
 @max_classes_option
 @input_range_option
 @fractions_option
+@rows_option
 @click.option(
     "--ram",
     metavar="BYTES",
@@ -346,8 +348,9 @@ def analyze_command(
     exists(model, "give the name of a .tflite or an MCUNet .pkl file")
     console = make_console()
     with Reporter(console) as report:
-        bench = autos.make_bench(model, data, autos.wanted(options), console, report)
-        found = analyze.analyze(bench, ram)
+        want = autos.wanted(options)
+        bench = autos.make_bench(model, data, want, console, report)
+        found = analyze.analyze(bench, ram, want.rows)
     console.print(autos.table(found))
     if output:
         write(output, found.to_json().encode())
@@ -375,6 +378,7 @@ def analyze_command(
 @max_classes_option
 @input_range_option
 @fractions_option
+@rows_option
 @analysis_options
 def frontier_command(
     model: Path,
@@ -393,8 +397,9 @@ def frontier_command(
     exists(model, "give the name of a .tflite or an MCUNet .pkl file")
     console = make_console()
     with Reporter(console) as report:
-        bench = autos.make_bench(model, data, autos.wanted(options), console, report)
-        points = autos.frontier_points(bench, budgets, analysis, report)
+        want = autos.wanted(options)
+        bench = autos.make_bench(model, data, want, console, report)
+        points = autos.frontier_points(bench, budgets, analysis, want.rows, report)
     console.print(autos.frontier_table(points))
     if note := autos.too_little(points, budgets):
         console.print(note, markup=False, soft_wrap=True)

@@ -3,8 +3,10 @@
 For each budget the best of the plans that are tried (``choose.trials``), the largest number of
 last layers and the largest number of last biases that fit; the last layer alone and everything
 stand beside them.  Each plan learns from the user's samples and is tested on held-out ones, with
-the seeds of the analysis (``analyze.Bench``).  The samples that chose a plan also test it, so the
-found plans' own numbers are somewhat flattering.
+the seeds of the analysis (``analyze.Bench``).  The more learns, the smaller a rate has to be: a
+family learns at that multiple of the analysis's (``FACTORS``) at which its largest plan has the
+least held-out loss.  The samples that chose a rate or a plan also test it, so all numbers are
+somewhat flattering, those of the found plans most.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from .progress import Reporter
 BUDGETS = tuple(range(32, 257, 32))
 """KiB of RAM."""
 
+FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
+"""Of the analysis's rate: the rates that each family tries."""
+
 FAMILIES = {
     "found": "the plan found for each budget",
     "layers": "last k layers",
@@ -40,12 +45,14 @@ FAMILIES = {
 @dataclass
 class Point:
     """A plan of a family and what it reached: RAM in bytes, MACs of a step, accuracy in percent
-    (mean of the seeds, its standard error, each); ``budget`` in bytes if it was found for one."""
+    (mean of the seeds, its standard error, each) at a rate; ``budget`` in bytes if it was found
+    for one."""
 
     family: str
     plan: str
     ram: int
     macs: int
+    rate: float = 0.0
     accuracy: float = 0.0
     error: float = 0.0
     each: tuple[float, ...] = ()
@@ -114,21 +121,39 @@ def plans(
         yield Point(family, str(plan), cost.ram, cost.macs)
 
 
+def rates(bench: Bench, points: Sequence[Point]) -> dict[str, float]:
+    """Return the rate of each family."""
+    largest = {p.family: p.plan for p in sorted(points, key=lambda p: p.ram)}
+    loss: dict[str, dict[float, float]] = {family: {} for family in largest}
+    for factor in FACTORS:
+        rate = bench.task.settings.rate * factor
+        results = bench.having(rate=rate).run(list(largest.values()), f"rate {rate:g}")
+        for family, plan in largest.items():
+            loss[family][rate] = mean_loss(results[plan])
+    return {family: min(some, key=lambda rate: some[rate]) for family, some in loss.items()}
+
+
 def measure(bench: Bench, points: Sequence[Point]) -> list[Point]:
-    """Return the points with what their plans reach; of the plans tried for a budget, the one
-    with the least held-out loss."""
-    results = bench.run([p.plan for p in points], "learning")
-    best: dict[int | None, Point] = {}
+    """Return the points with their rates and with what their plans reach; of the plans tried for a
+    budget, the one with the least held-out loss."""
+    rate = rates(bench, points)
+    points = [dataclasses.replace(p, rate=rate[p.family]) for p in points]
+    results = {
+        at: bench.having(rate=at).run([p.plan for p in points if p.rate == at], "learning")
+        for at in sorted(set(rate.values()))
+    }
+
+    def loss(p: Point) -> float:
+        return mean_loss(results[p.rate][p.plan])
+
+    tried: dict[int | None, list[Point]] = {}
     for p in points:
-        if p.budget not in best or mean_loss(results[p.plan]) < mean_loss(
-            results[best[p.budget].plan]
-        ):
-            best[p.budget] = p
+        tried.setdefault(p.budget, []).append(p)
     found = []
     for p in points:
-        if p.budget is not None and p is not best[p.budget]:
+        if p.budget is not None and p is not min(tried[p.budget], key=loss):
             continue
-        each = accuracies(results[p.plan])
+        each = accuracies(results[p.rate][p.plan])
         error = float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
         found.append(
             dataclasses.replace(
