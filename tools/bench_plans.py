@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +58,6 @@ TITLES = {
 }
 
 
-@functools.cache
 def footprint(name: str) -> Footprint:
     """Return the model of memory for a data set."""
     return Footprint(common.network(CLASSES[name], 0, "last"))
