@@ -2,8 +2,9 @@
 
 mcunet-5fps learns person detection, CIFAR-10 and spoken digits (as pictures, ``sprout.logmel``)
 with two plans of the paper, with the plans that ``sprout compile --plan auto`` finds for the RAM
-of those, and with the largest numbers of last layers and of last biases that fit: on the integer
-engine, three seeds.  Beside them stands float32 with every layer learning, where ``make
+of those, with what backward elimination (``--select eliminate``) leaves of all that was measured,
+and with the largest numbers of last layers and of last biases that fit: on the integer engine,
+three seeds.  Beside them stands float32 with every layer learning, where ``make
 bench-accuracy`` has run it.
 
 Nothing but these last runs looks at a test set.  A plan is found on the training set alone: gains
@@ -11,6 +12,7 @@ come from 480 of its samples, then the plans that they lead to learn two thirds 
 and the one with the least loss on the other third, mean of three such cuts, is taken.  The rate is
 the one that ``make bench-accuracy`` found for the paper's smaller plan and for the head; for
 digits, where it has found none, the one with the least held-out loss in the same cuts.
+Elimination sees the 480 samples alone.
 
 Every finished run is kept in build/bench-accuracy, the search in build/analysis: together some
 three hours of one core.  Needs ../shared.
@@ -34,6 +36,7 @@ from sprout.analyze import Bench, Contributions, analyze, mean_loss, spread
 from sprout.analyze import Settings as Analysis
 from sprout.choose import Choice
 from sprout.footprint import Footprint, measured
+from sprout.plan import UpdatePlan
 from sprout.progress import Reporter
 
 BUDGETS = {"49 KB": PLAN, "148 KB": "b23,21:1,24:1,27:1,30:1,36:1,39:1/2"}
@@ -47,12 +50,16 @@ GRIDS = {PLAN: (0.001, 0.002, 0.004, 0.008), "last": (0.002, 0.004, 0.008, 0.016
 FEW, MOST, EPOCHS, SEEDS = 480, 4000, 2, 3
 """Samples that gains come from and that trials have at most; epochs and seeds of the former."""
 
+WITHIN = 1.0
+"""Points that backward elimination may lose, the default of ``--within``."""
+
 LIMIT = 128 << 10
 """Bytes that one part of a plan takes at most: larger ones are not measured."""
 
 TITLES = {
     "paper": "the paper's plan",
     "found": "the plan found",
+    "eliminated": "by backward elimination",
     "layers": "most last layers",
     "biases": "most last biases",
 }
@@ -74,7 +81,8 @@ class Finder:
     def __init__(self, data: Dataset, report: Reporter) -> None:
         self.name, self.data, self.report = data.name, data, report
         self.rates = {plan: self.rate(plan) for plan in GRIDS}
-        self.found = analyze(self.bench(self.rates[PLAN], FEW, EPOCHS), LIMIT)
+        self.few = self.bench(self.rates[PLAN], FEW, EPOCHS)
+        self.found = analyze(self.few, LIMIT)
 
     def bench(self, rate: float, count: int = MOST, epochs: int | None = None) -> Bench:
         """Return a bench for the first ``count`` training samples."""
@@ -92,6 +100,10 @@ class Finder:
             return RATES[self.name, plan]
         loss = {r: mean_loss(self.bench(r).run([plan], "tuning")[plan]) for r in GRIDS[plan]}
         return min(loss, key=lambda rate: loss[rate])
+
+    def eliminated(self, network: Footprint, ram: int) -> UpdatePlan:
+        """Return what backward elimination leaves for a budget in bytes."""
+        return choose.eliminate(self.few, network, self.found, WITHIN, ram)
 
     def winners(self, choices: dict[str, list[Choice]]) -> dict[str, Choice]:
         """Let all choices learn; return the best for each budget, and print what it was among."""
@@ -134,7 +146,10 @@ def find(finders: Sequence[Finder]) -> dict[tuple[str, str], Choice]:
 def rows(finder: Finder, kb: str, found: Choice) -> list[dict[str, Any]]:
     """Return the rows of a table: the plans to compare and the rates that they learn at."""
     network, ram = footprint(finder.name), budget(finder.name, BUDGETS[kb])
-    compared = {"paper": BUDGETS[kb], "found": str(found.plan)}
+    compared = {
+        "paper": BUDGETS[kb], "found": str(found.plan),
+        "eliminated": str(finder.eliminated(network, ram)),
+    }  # fmt: skip
     for family, make in (("layers", frontier.last_layers), ("biases", frontier.last_biases)):
         compared[family] = str(frontier.largest(network, make, ram))
     return [
@@ -198,13 +213,13 @@ def main() -> None:
     with Reporter(Console()) as report:
         finders = {name: Finder(some, report) for name, some in data.items()}
         found = find(list(finders.values()))
-    results: dict[str, dict[str, Any]] = {
-        name: {
-            "rows": {kb: rows(finder, kb, found[name, kb]) for kb in BUDGETS},
-            "float": floats(name),
+        results: dict[str, dict[str, Any]] = {
+            name: {
+                "rows": {kb: rows(finder, kb, found[name, kb]) for kb in BUDGETS},
+                "float": floats(name),
+            }
+            for name, finder in finders.items()
         }
-        for name, finder in finders.items()
-    }  # fmt: skip
     wanted = [
         (row, task)
         for kb in BUDGETS for name, result in results.items() for row in result["rows"][kb]
