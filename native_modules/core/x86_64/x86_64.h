@@ -1,0 +1,173 @@
+// What the kernels for x86-64 with AVX2 share: eight sums of 32 bits go together. What they pack
+// lies on the stack, of which this machine has plenty. Nothing is loaded from past the end of a
+// row: it may be that of the buffer.
+
+#ifndef SPROUT_X86_64_H
+#define SPROUT_X86_64_H
+
+#include "../kernels.h"
+
+// For all others the files of this folder are empty.
+#if defined(__AVX2__) && !defined(SPROUT_PLAIN_KERNELS)
+#define FITS
+
+#include <immintrin.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define ALIGNED __attribute__((aligned(32)))
+
+enum { LANES = 8, VECTORS = BLOCK / LANES }; // sums in a vector, vectors in a block
+
+// Values at any address.
+typedef struct {
+    uint64_t v;
+} __attribute__((packed, may_alias)) any64_t;
+typedef struct {
+    uint32_t v;
+} __attribute__((packed, may_alias)) any32_t;
+typedef struct {
+    uint16_t v;
+} __attribute__((packed, may_alias)) any16_t;
+
+INLINE __m256i load8(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+INLINE void store8(int32_t *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
+
+// The first n < 16 bytes at p, zeros after them. Two loads may overlap; what both have is shifted
+// out of one.
+INLINE __m128i load_some(const void *p, uint32_t n) {
+    const uint8_t *b = p;
+    if (n >= 8) {
+        const uint64_t high = ((const any64_t *)(b + n - 8))->v;
+        const uint64_t low = ((const any64_t *)b)->v;
+        return _mm_set_epi64x((int64_t)(n > 8 ? high >> (128 - 8 * n) : 0), (int64_t)low);
+    }
+    uint64_t v = 0;
+    if (n >= 4) {
+        v = (uint64_t)((const any32_t *)(b + n - 4))->v << (8 * n - 32);
+        v |= ((const any32_t *)b)->v;
+    } else if (n) {
+        v = b[0] | (uint64_t)b[n >> 1] << (n >> 1) * 8 | (uint64_t)b[n - 1] << (n - 1) * 8;
+    }
+    return _mm_cvtsi64_si128((int64_t)v);
+}
+
+// The first n <= 16 bytes of v to p.
+INLINE void store_some(void *p, __m128i v, uint32_t n) {
+    uint8_t *b = p;
+    if (n == 16) {
+        _mm_storeu_si128((__m128i *)p, v);
+        return;
+    }
+    uint64_t low = (uint64_t)_mm_cvtsi128_si64(v);
+    if (n & 8) {
+        ((any64_t *)b)->v = low;
+        low = (uint64_t)_mm_extract_epi64(v, 1);
+        b += 8;
+    }
+    if (n & 4) {
+        ((any32_t *)b)->v = (uint32_t)low;
+        low >>= 32;
+        b += 4;
+    }
+    if (n & 2) {
+        ((any16_t *)b)->v = (uint16_t)low;
+        low >>= 16;
+        b += 2;
+    }
+    if (n & 1) {
+        *b = (uint8_t)low;
+    }
+}
+
+// The first n <= 16 bits into the mask from bit e on.
+INLINE void store_bits(uint8_t *mask, uint32_t e, uint32_t bits, uint32_t n) {
+    uint8_t *byte = mask + (e >> 3);
+    const uint32_t first = e & 7;
+    if (first == 0 && n == 16) {
+        ((any16_t *)byte)->v = (uint16_t)bits;
+        return;
+    }
+    uint32_t own = ((1u << n) - 1) << first;
+    for (bits <<= first; own; own >>= 8, bits >>= 8, ++byte) {
+        *byte = (uint8_t)((*byte & ~own) | (bits & own));
+    }
+}
+
+// high_mul of eight.
+INLINE __m256i high_mul8(__m256i a, __m256i b) {
+    const __m256i nudge = _mm256_set1_epi64x(1 << 30);
+    const __m256i even = _mm256_add_epi64(_mm256_mul_epi32(a, b), nudge);
+    const __m256i odd = _mm256_add_epi64(
+        _mm256_mul_epi32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32)), nudge);
+    return _mm256_blend_epi32(_mm256_srli_epi64(even, 31), _mm256_slli_epi64(odd, 1), 0xaa);
+}
+
+// How the sums of a block of channels become bytes: for each channel its multiplier, what it
+// shifts left and right, and half of what the right shift divides by.
+typedef struct {
+    int32_t multiplier[BLOCK] ALIGNED, left[BLOCK] ALIGNED, right[BLOCK] ALIGNED;
+    int32_t half[BLOCK] ALIGNED;
+    output_t out;
+    bool small;
+} finish_t;
+
+// From the records of n channels, whose sums start at `start` and gather products of at most
+// `most` in all, and from the layer's output. After the last channel come some that are 0.
+void sp_finish_of(finish_t *f, const conv_t *c, const uint8_t *records, const int32_t *start,
+                  uint32_t n, uint64_t most);
+
+// mbqm of the sums of channels i to i + 8.
+INLINE __m256i mbqm8(const finish_t *f, uint32_t i, __m256i sum) {
+    const __m256i high =
+        high_mul8(_mm256_sllv_epi32(sum, load8(f->left + i)), load8(f->multiplier + i));
+    const __m256i right = load8(f->right + i), one = _mm256_set1_epi32(1);
+    const __m256i mask = _mm256_sub_epi32(_mm256_sllv_epi32(one, right), one);
+    const __m256i most = _mm256_sub_epi32(_mm256_srli_epi32(mask, 1), _mm256_srai_epi32(high, 31));
+    const __m256i up = _mm256_cmpgt_epi32(_mm256_and_si256(high, mask), most);
+    return _mm256_sub_epi32(_mm256_srav_epi32(high, right), up);
+}
+
+// The same where all is small: adding half cannot wrap.
+INLINE __m256i mbqm8_small(const finish_t *f, uint32_t i, __m256i sum) {
+    const __m256i high = high_mul8(sum, load8(f->multiplier + i));
+    const __m256i rounded =
+        _mm256_add_epi32(_mm256_add_epi32(high, load8(f->half + i)), _mm256_srai_epi32(high, 31));
+    return _mm256_srav_epi32(rounded, load8(f->right + i));
+}
+
+// Sixteen values of 32 bits, as a and b, to ones of 16 bits or of 8, limited to those.
+INLINE __m256i narrow16(__m256i a, __m256i b) {
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+}
+
+INLINE __m128i narrow8(__m256i v) {
+    return _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
+// Requantises the sums a and b of channels i to i + n, n <= 16, and stores them into elements e,
+// e + 1, ... of the output. `small`: that of f, known when this is compiled.
+INLINE void finish16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b, uint32_t n,
+                     uint32_t e) {
+    const output_t *out = &f->out;
+    __m256i v;
+    if (small) { // so values that 16 bits cannot hold are outside the limits with any zero point
+        v = narrow16(mbqm8_small(f, i, a), mbqm8_small(f, i + LANES, b));
+        v = _mm256_adds_epi16(v, _mm256_set1_epi16((int16_t)out->zero_point));
+    } else {
+        const __m256i zero = _mm256_set1_epi32(out->zero_point);
+        v = narrow16(_mm256_add_epi32(mbqm8(f, i, a), zero),
+                     _mm256_add_epi32(mbqm8(f, i + LANES, b), zero));
+    }
+    const __m256i least = _mm256_set1_epi16((int16_t)out->min);
+    const __m256i most = _mm256_set1_epi16((int16_t)out->max);
+    const __m256i limited = _mm256_min_epi16(_mm256_max_epi16(v, least), most);
+    store_some(out->y + e, narrow8(limited), n);
+    if (out->mask) {
+        const __m128i same = narrow8(_mm256_cmpeq_epi16(v, limited));
+        store_bits(out->mask, e, (uint32_t)_mm_movemask_epi8(same), n);
+    }
+}
+
+#endif
+#endif
