@@ -52,6 +52,17 @@ INLINE __m128i load_some(const void *p, uint32_t n) {
     return _mm_cvtsi64_si128((int64_t)v);
 }
 
+// n <= 16 elements as 16 bits, zeros after them.
+INLINE __m256i widen16(const int8_t *p, uint32_t n) {
+    return _mm256_cvtepi8_epi16(n == 16 ? _mm_loadu_si128((const __m128i *)(const void *)p)
+                                        : load_some(p, n));
+}
+
+// sum + a . b of eight pairs of 16 bits.
+INLINE __m256i add_products(__m256i sum, __m256i a, __m256i b) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+
 // The first n <= 16 bytes of v to p.
 INLINE void store_some(void *p, __m128i v, uint32_t n) {
     uint8_t *b = p;
