@@ -137,10 +137,12 @@ INLINE void run_group(const conv_t *c, room_t *r, const part_t *p, const int32_t
     }
     multiply(r, packed, p->pairs, width, sum);
     if (p->last) {
-        for (uint32_t q = 0; q < p->pixels; ++q) {
+        __m256i v[QUAD];
+        for (uint32_t q = 0; q < QUAD; ++q) {
             const __m256i b = width == 2 ? sum[q][1] : _mm256_setzero_si256();
-            finish16(&r->finish, small, i, sum[q][0], b, n, p->e + i + q * (uint32_t)c->y.c);
+            v[q] = requantize16(&r->finish, small, i, sum[q][0], b);
         }
+        store_rows(&r->finish.out, v, p->pixels, n, p->e + i, (uint32_t)c->y.c);
         return;
     }
     for (uint32_t q = 0; q < QUAD; ++q) {

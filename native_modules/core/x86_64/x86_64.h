@@ -156,28 +156,41 @@ INLINE __m128i narrow8(__m256i v) {
     return _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
 }
 
-// Requantises the sums a and b of channels i to i + n, n <= 16, and stores them into elements e,
-// e + 1, ... of the output. `small`: that of f, known when this is compiled.
-INLINE void finish16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b, uint32_t n,
-                     uint32_t e) {
-    const output_t *out = &f->out;
-    __m256i v;
-    if (small) { // so values that 16 bits cannot hold are outside the limits with any zero point
-        v = narrow16(mbqm8_small(f, i, a), mbqm8_small(f, i + LANES, b));
-        v = _mm256_adds_epi16(v, _mm256_set1_epi16((int16_t)out->zero_point));
-    } else {
-        const __m256i zero = _mm256_set1_epi32(out->zero_point);
-        v = narrow16(_mm256_add_epi32(mbqm8(f, i, a), zero),
-                     _mm256_add_epi32(mbqm8(f, i + LANES, b), zero));
+// The values of sums a and b of channels i to i + 16, not limited yet but to 16 bits. `small`:
+// that of f, known when this is compiled.
+INLINE __m256i requantize16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b) {
+    if (small) { // what 16 bits cannot hold is outside the limits with any zero point
+        const __m256i v = narrow16(mbqm8_small(f, i, a), mbqm8_small(f, i + LANES, b));
+        return _mm256_adds_epi16(v, _mm256_set1_epi16((int16_t)f->out.zero_point));
     }
+    const __m256i zero = _mm256_set1_epi32(f->out.zero_point);
+    return narrow16(_mm256_add_epi32(mbqm8(f, i, a), zero),
+                    _mm256_add_epi32(mbqm8(f, i + LANES, b), zero));
+}
+
+// Limits the first n <= 16 values of each of `rows` <= 4 and stores them, the first row's into
+// elements e, e + 1, ... of the output, those of the next `step` elements further.
+INLINE void store_rows(const output_t *out, const __m256i *v, uint32_t rows, uint32_t n,
+                       uint32_t e, uint32_t step) {
     const __m256i least = _mm256_set1_epi16((int16_t)out->min);
     const __m256i most = _mm256_set1_epi16((int16_t)out->max);
-    const __m256i limited = _mm256_min_epi16(_mm256_max_epi16(v, least), most);
-    store_some(out->y + e, narrow8(limited), n);
-    if (out->mask) {
-        const __m128i same = narrow8(_mm256_cmpeq_epi16(v, limited));
-        store_bits(out->mask, e, (uint32_t)_mm_movemask_epi8(same), n);
+    int8_t *y = out->y + e;
+    uint8_t *mask = out->mask;
+    for (uint32_t r = 0; r < rows; ++r, y += step, e += step) {
+        const __m256i limited = _mm256_min_epi16(_mm256_max_epi16(v[r], least), most);
+        store_some(y, narrow8(limited), n);
+        if (mask) {
+            const __m128i same = narrow8(_mm256_cmpeq_epi16(v[r], limited));
+            store_bits(mask, e, (uint32_t)_mm_movemask_epi8(same), n);
+        }
     }
+}
+
+// Both, of one row.
+INLINE void finish16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b, uint32_t n,
+                     uint32_t e) {
+    const __m256i v = requantize16(f, small, i, a, b);
+    store_rows(&f->out, &v, 1, n, e, 0);
 }
 
 #endif
