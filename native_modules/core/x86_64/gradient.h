@@ -49,6 +49,12 @@ INLINE uint32_t or_of(__m256i v) {
     return (uint32_t)_mm_cvtsi128_si32(two) | (uint32_t)_mm_extract_epi32(two, 1);
 }
 
+INLINE uint32_t sum_of(__m256i v) {
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return (uint32_t)_mm_cvtsi128_si32(two) + (uint32_t)_mm_extract_epi32(two, 1);
+}
+
 // Pairs of bytes j of eight rows side by side, widened: to [count <= 8, step] from count pairs of
 // each row.
 INLINE void transpose_pairs(const __m128i *row, int16_t *to, uint32_t step, uint32_t count) {
