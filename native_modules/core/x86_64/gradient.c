@@ -181,4 +181,180 @@ void sp_dot_rows_s16(const int16_t *g, const int8_t *w, uint32_t stride, uint32_
     }
 }
 
+// Pixels that have a gradient, and where in x what they multiply starts.
+enum { LIST = 256, FOUR = 4 };
+typedef struct {
+    uint32_t n;
+    int16_t g[LIST];
+    uint32_t at[LIST];
+} pixels_t;
+
+// sum[i] += g * x[i] of all pixels, whose number is a multiple of four, for n <= 16 elements of
+// each; `size`: elements of x there.
+static void add_pixels(const pixels_t *p, const int8_t *x, uint32_t n, int64_t size,
+                       int32_t *sum) {
+    __m256i v[FOUR] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                       _mm256_setzero_si256()};
+    for (uint32_t j = 0; j < p->n; j += FOUR) {
+        for (uint32_t i = 0; i < FOUR; i += 2) {
+            const uint32_t one = p->at[j + i], other = p->at[j + i + 1];
+            const __m128i a = load_bytes(x + one, n, size - one);
+            const __m128i b = load_bytes(x + other, n, size - other);
+            const uint32_t pair = ((const any32_t *)(const void *)(p->g + j + i))->v;
+            const __m256i g = _mm256_set1_epi32((int32_t)pair);
+            v[i] = add_products(v[i], _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), g);
+            v[i + 1] = add_products(v[i + 1], _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b)), g);
+        }
+    }
+    int32_t total[WIDE];
+    store8(total, _mm256_add_epi32(v[0], v[2]));
+    store8(total + LANES, _mm256_add_epi32(v[1], v[3]));
+    for (uint32_t i = 0; i < n; ++i) {
+        sum[i] = add32(sum[i], total[i]);
+    }
+}
+
+// sum[i] += g * (x[i] - zero_point) of a list of pixels, for n elements of each from `data` on.
+static void add_list(pixels_t *p, const tensor_t *x, const int8_t *data, uint32_t n, int64_t size,
+                     int32_t *sum) {
+    uint32_t total = 0;
+    for (uint32_t i = 0; i < p->n; ++i) {
+        total += (uint32_t)p->g[i];
+    }
+    for (; p->n % FOUR; ++p->n) {
+        p->g[p->n] = 0;
+        p->at[p->n] = p->at[0];
+    }
+    for (uint32_t i = 0; i < n; i += WIDE) {
+        add_pixels(p, data + i, umin32(n - i, WIDE), size - i, sum + i);
+    }
+    const uint32_t zero = total * (uint32_t)x->zero_point;
+    for (uint32_t i = 0; i < n; ++i) {
+        sum[i] = (int32_t)((uint32_t)sum[i] - zero);
+    }
+    p->n = 0;
+}
+
+// Outputs [from, to) of a direction.
+typedef struct {
+    int32_t from, to;
+} range_t;
+
+// Those whose taps `tap` to tap + n lie inside the input.
+static range_t inside(int32_t tap, int32_t n, int32_t stride, int32_t pad, int32_t size,
+                      int32_t out_size) {
+    const int32_t before = pad - tap, last = size - n + before;
+    const int32_t from = before > 0 ? (before + stride - 1) / stride : 0;
+    return (range_t){from, last < 0 ? from : max32(from, min32(last / stride + 1, out_size))};
+}
+
+typedef struct {
+    const tensor_t *g, *x;
+    const window_t *k;
+    uint32_t o, first, n; // as sp_weight_gradient has them
+} weight_t;
+
+// The gradient of `taps` taps from ky, kx on, as the outputs in columns u have it: sum [taps, n].
+static void add_taps(const weight_t *w, int32_t ky, int32_t kx, int32_t taps, range_t u,
+                     int32_t *sum) {
+    const tensor_t *g = w->g, *x = w->x;
+    const window_t *k = w->k;
+    const int8_t *data = (const int8_t *)x->data + w->first;
+    const int64_t size = ((int64_t)x->h * x->w - 1) * x->c + w->n;
+    const uint32_t n = (uint32_t)taps * w->n, step = (uint32_t)(k->stride_w * x->c);
+    const range_t v = inside(ky, 1, k->stride_h, k->top, x->h, g->h);
+    pixels_t p;
+    p.n = 0;
+    for (int32_t oy = v.from; oy < v.to; ++oy) {
+        const int16_t *q = (const int16_t *)g->data + at(g, oy, u.from) + w->o;
+        const int32_t y = oy * k->stride_h - k->top + ky;
+        uint32_t from = at(x, y, u.from * k->stride_w - k->left + kx);
+        for (int32_t ox = u.from; ox < u.to; ++ox, q += g->c, from += step) {
+            p.g[p.n] = *q;
+            p.at[p.n] = from;
+            p.n += *q != 0;
+            if (p.n == LIST) {
+                add_list(&p, x, data, n, size, sum);
+            }
+        }
+    }
+    if (p.n) {
+        add_list(&p, x, data, n, size, sum);
+    }
+}
+
+// Of one channel: x and g as planes of 16 bits, in which the elements that a tap meets follow one
+// another. Those of x are as wide as the outputs and the taps beyond need, one for each phase of
+// the strides, and 0 outside; g is as wide, with zeros between its rows.
+enum { PLANES = 16384, SPILL = 256 + WIDE }; // SPILL: what is read after the last plane
+static bool channel_gradient(const weight_t *w, int32_t *sum) {
+    const tensor_t *g = w->g, *x = w->x;
+    const window_t *k = w->k;
+    const int32_t sh = k->stride_h, sw = k->stride_w, columns = (k->kw - 1) / sw;
+    const int32_t width = g->w + columns, rows = g->h + (k->kh - 1) / sh;
+    const int32_t phases_h = min32(sh, k->kh), phases_w = min32(sw, k->kw);
+    if ((int64_t)width * rows * phases_h * phases_w > PLANES) {
+        return false;
+    }
+    int16_t xs[PLANES + SPILL], gs[PLANES + WIDE];
+    const int32_t plane = width * rows, length = g->h * width;
+    sp_fill(xs, 0, (uint32_t)(plane * phases_h * phases_w + columns + WIDE) * 2);
+    sp_fill(gs, 0, (uint32_t)(length + WIDE) * 2);
+    const int16_t *q = (const int16_t *)g->data + w->o;
+    for (int32_t oy = 0; oy < g->h; ++oy) {
+        for (int32_t ox = 0; ox < g->w; ++ox, q += g->c) {
+            gs[oy * width + ox] = *q;
+        }
+    }
+    for (int32_t phase = 0; phase < phases_h * phases_w; ++phase) {
+        const int32_t ky = phase / phases_w, kx = phase % phases_w;
+        const range_t v = inside(ky, 1, sh, k->top, x->h, rows);
+        const range_t u = inside(kx, 1, sw, k->left, x->w, width);
+        for (int32_t r = v.from; r < v.to; ++r) {
+            const uint32_t from = at(x, r * sh - k->top + ky, u.from * sw - k->left + kx);
+            const int8_t *data = (const int8_t *)x->data + w->first + from;
+            int16_t *to = xs + phase * plane + r * width;
+            for (int32_t c = u.from; c < u.to; ++c, data += sw * x->c) {
+                to[c] = (int16_t)(*data - x->zero_point);
+            }
+        }
+    }
+    for (int32_t ky = 0; ky < k->kh; ++ky) {
+        for (int32_t kx = 0; kx < k->kw; ++kx) {
+            const int32_t phase = ky % sh * phases_w + kx % sw;
+            const int16_t *from = xs + phase * plane + ky / sh * width + kx / sw;
+            __m256i v = _mm256_setzero_si256();
+            for (int32_t i = 0; i < length; i += WIDE) {
+                v = add_products(v, load_wide(gs + i), load_wide(from + i));
+            }
+            *sum++ = (int32_t)sum_of(v);
+        }
+    }
+    return true;
+}
+
+void sp_weight_gradient(const tensor_t *g, const tensor_t *x, const window_t *k, uint32_t o,
+                        uint32_t first, uint32_t n, int32_t *sum) {
+    const weight_t w = {g, x, k, o, first, n};
+    const bool joined = n == (uint32_t)x->c && k->kw > 1; // taps side by side are one run
+    if (n == 1 && k->taps > 1 && channel_gradient(&w, sum)) {
+        return;
+    }
+    sp_fill(sum, 0, (uint32_t)k->taps * n * (uint32_t)sizeof(int32_t));
+    range_t whole = {0, 0}; // outputs whose rows of taps lie inside
+    if (joined) {
+        whole = inside(0, k->kw, k->stride_w, k->left, x->w, g->w);
+    }
+    for (int32_t ky = 0; ky < k->kh; ++ky, sum += (uint32_t)k->kw * n) {
+        add_taps(&w, ky, 0, k->kw, whole, sum);
+        for (int32_t kx = 0; kx < k->kw; ++kx) {
+            const range_t all = inside(kx, 1, k->stride_w, k->left, x->w, g->w);
+            const range_t left = {all.from, min32(all.to, whole.from)};
+            const range_t right = {max32(all.from, whole.to), all.to};
+            add_taps(&w, ky, kx, 1, left, sum + (uint32_t)kx * n);
+            add_taps(&w, ky, kx, 1, right, sum + (uint32_t)kx * n);
+        }
+    }
+}
+
 #endif
