@@ -79,23 +79,24 @@ typedef struct {
     int32_t w, channels, zero_point;
 } input_t;
 
+INLINE __m128i pixel_at(const input_t *x, int32_t r, int32_t at) {
+    if (at < 0 || at >= x->w) {
+        return _mm_set1_epi8((int8_t)x->zero_point);
+    }
+    const int64_t from = ((int64_t)r * x->w + at) * x->channels;
+    return load_bytes(x->data + from, x->n, x->size - from);
+}
+
 static void ready_row(rows_t *rows, const input_t *x, int32_t r) {
     int16_t *to = rows->pairs + (uint32_t)(r % rows->slots * rows->length) * PIXEL;
-    const __m128i outside = _mm_set1_epi8((int8_t)x->zero_point);
     const __m256i zero = _mm256_set1_epi16((int16_t)x->zero_point);
-    __m128i pixel[2] = {outside, outside};
-    for (int32_t i = 0, at = -rows->left; i < rows->length; ++i, at += rows->step) {
-        pixel[0] = pixel[1];
-        for (int32_t j = i && rows->step == 1; j < 2; ++j) {
-            const int64_t from = ((int64_t)r * x->w + at + j) * x->channels;
-            const bool inside = at + j >= 0 && at + j < x->w;
-            pixel[j] = inside ? load_bytes(x->data + from, x->n, x->size - from) : outside;
-        }
-        const __m128i low = _mm_unpacklo_epi8(pixel[0], pixel[1]);
-        const __m128i high = _mm_unpackhi_epi8(pixel[0], pixel[1]);
+    __m128i a, b = pixel_at(x, r, -rows->left);
+    for (int32_t i = 0, at = -rows->left; i < rows->length; ++i, at += rows->step, to += PIXEL) {
+        a = rows->step == 1 ? b : pixel_at(x, r, at);
+        b = pixel_at(x, r, at + 1);
+        const __m128i low = _mm_unpacklo_epi8(a, b), high = _mm_unpackhi_epi8(a, b);
         store_wide(to, _mm256_sub_epi16(_mm256_cvtepi8_epi16(low), zero));
         store_wide(to + WIDE, _mm256_sub_epi16(_mm256_cvtepi8_epi16(high), zero));
-        to += PIXEL;
     }
 }
 
