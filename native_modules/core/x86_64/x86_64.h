@@ -31,6 +31,8 @@ typedef struct {
 
 INLINE __m256i load8(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+INLINE __m256i load4(const int64_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
 INLINE void store8(int32_t *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
 
 // The first n < 16 bytes at p, zeros after them. Two loads may overlap; what both have is shifted
@@ -56,6 +58,11 @@ INLINE __m128i load_some(const void *p, uint32_t n) {
 INLINE __m256i widen16(const int8_t *p, uint32_t n) {
     return _mm256_cvtepi8_epi16(n == 16 ? _mm_loadu_si128((const __m128i *)(const void *)p)
                                         : load_some(p, n));
+}
+
+// Two elements of 16 bits, eight times.
+INLINE __m256i pair(const int16_t *p) {
+    return _mm256_set1_epi32((int32_t)((const any32_t *)(const void *)p)->v);
 }
 
 // sum + a . b of eight pairs of 16 bits.
@@ -114,11 +121,12 @@ INLINE __m256i high_mul8(__m256i a, __m256i b) {
     return _mm256_blend_epi32(_mm256_srli_epi64(even, 31), _mm256_slli_epi64(odd, 1), 0xaa);
 }
 
-// How the sums of a block of channels become bytes: for each channel its multiplier, what it
-// shifts left and right, and half of what the right shift divides by.
+// How the sums of a block of channels become bytes: for each channel its multiplier and what it
+// shifts left and right. `nudge` rounds both of mbqm's steps at once: it is added to the whole
+// products, of each eight first those of even channels.
 typedef struct {
     int32_t multiplier[BLOCK] ALIGNED, left[BLOCK] ALIGNED, right[BLOCK] ALIGNED;
-    int32_t half[BLOCK] ALIGNED;
+    int64_t nudge[BLOCK] ALIGNED;
     output_t out;
     bool small;
 } finish_t;
@@ -139,12 +147,19 @@ INLINE __m256i mbqm8(const finish_t *f, uint32_t i, __m256i sum) {
     return _mm256_sub_epi32(_mm256_srav_epi32(high, right), up);
 }
 
-// The same where all is small: adding half cannot wrap.
+// The same where all is small: the second nudge cannot overflow, and where a sum is negative and
+// what comes of it is not, that is 0 either way.
 INLINE __m256i mbqm8_small(const finish_t *f, uint32_t i, __m256i sum) {
-    const __m256i high = high_mul8(sum, load8(f->multiplier + i));
+    const __m256i multiplier = load8(f->multiplier + i);
+    const __m256i even = _mm256_mul_epi32(sum, multiplier);
+    const __m256i odd =
+        _mm256_mul_epi32(_mm256_srli_epi64(sum, 32), _mm256_srli_epi64(multiplier, 32));
+    const __m256i low = _mm256_add_epi64(even, load4(f->nudge + i));
+    const __m256i high = _mm256_add_epi64(odd, load4(f->nudge + i + 4));
     const __m256i rounded =
-        _mm256_add_epi32(_mm256_add_epi32(high, load8(f->half + i)), _mm256_srai_epi32(high, 31));
-    return _mm256_srav_epi32(rounded, load8(f->right + i));
+        _mm256_blend_epi32(_mm256_srli_epi64(low, 31), _mm256_slli_epi64(high, 1), 0xaa);
+    return _mm256_srav_epi32(_mm256_add_epi32(rounded, _mm256_srai_epi32(sum, 31)),
+                             load8(f->right + i));
 }
 
 // Sixteen values of 32 bits, as a and b, to ones of 16 bits or of 8, limited to those.
