@@ -145,7 +145,7 @@ INLINE void run_quad(const conv_t *c, room_t *r, const strip_t *s, const pass_t 
         b[q] = width == 2 ? load8(from + LANES) : _mm256_setzero_si256();
     }
     for (uint32_t row = 0; row < p->rows; ++row) {
-        for (uint32_t j = 0; j < p->pairs; ++j, w += width * LANES) {
+        for (size_t j = 0; j < p->pairs; ++j, w += width * LANES) {
             const __m256i v0 = pair(x0 + 2 * j), v1 = pair(x1 + 2 * j);
             const __m256i v2 = pair(x2 + 2 * j), v3 = pair(x3 + 2 * j);
             const __m256i w0 = load8(w);
