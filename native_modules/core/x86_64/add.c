@@ -39,8 +39,8 @@ void sp_add_block(const add_t *d, uint32_t first, uint32_t n) {
             va = _mm_srli_si128(va, 8);
             vb = _mm_srli_si128(vb, 8);
         }
-        const __m256i values = narrow16(v[0], v[1]);
-        store_rows(&d->out, &values, 1, some, first + i, 0);
+        const __m256i values = _mm256_packs_epi32(v[0], v[1]);
+        store_two(&d->out, values, values, 1, some, first + i, 0);
     }
 }
 

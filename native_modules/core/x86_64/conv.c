@@ -168,12 +168,7 @@ INLINE void run_quad(const conv_t *c, room_t *r, const strip_t *s, const pass_t 
     }
     if (p->last) {
         const uint32_t outputs = (uint32_t)c->y.c;
-        __m256i v[QUAD];
-        v[0] = requantize16(&r->finish, small, i, a[0], b[0]);
-        v[1] = requantize16(&r->finish, small, i, a[1], b[1]);
-        v[2] = requantize16(&r->finish, small, i, a[2], b[2]);
-        v[3] = requantize16(&r->finish, small, i, a[3], b[3]);
-        store_rows(&r->finish.out, v, pixels, n, s->e + i + pixel * outputs, outputs);
+        finish_rows(&r->finish, small, i, a, b, pixels, n, s->e + i + pixel * outputs, outputs);
         return;
     }
     for (uint32_t q = 0; q < QUAD; ++q) {

@@ -168,50 +168,72 @@ INLINE __m256i mbqm8_small(const finish_t *f, uint32_t i, __m256i sum) {
                              load8(f->right + i));
 }
 
-// Sixteen values of 32 bits, as a and b, to ones of 16 bits or of 8, limited to those.
+// Sixteen values of 32 bits, as a and b, to ones of 16 bits, limited to those.
 INLINE __m256i narrow16(__m256i a, __m256i b) {
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
 }
 
-INLINE __m128i narrow8(__m256i v) {
-    return _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-}
-
-// The values of sums a and b of channels i to i + 16, not limited yet but to 16 bits. `small`:
-// that of f, known when this is compiled.
+// Sums a and b of channels i to i + 16 as values, not limited yet but to 16 bits, in the order in
+// which packing leaves them. `small`: that of f, known when this is compiled.
 INLINE __m256i requantize16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b) {
     if (small) { // what 16 bits cannot hold is outside the limits with any zero point
-        const __m256i v = narrow16(mbqm8_small(f, i, a), mbqm8_small(f, i + LANES, b));
+        const __m256i v = _mm256_packs_epi32(mbqm8_small(f, i, a), mbqm8_small(f, i + LANES, b));
         return _mm256_adds_epi16(v, _mm256_set1_epi16((int16_t)f->out.zero_point));
     }
     const __m256i zero = _mm256_set1_epi32(f->out.zero_point);
-    return narrow16(_mm256_add_epi32(mbqm8(f, i, a), zero),
-                    _mm256_add_epi32(mbqm8(f, i + LANES, b), zero));
+    return _mm256_packs_epi32(_mm256_add_epi32(mbqm8(f, i, a), zero),
+                              _mm256_add_epi32(mbqm8(f, i + LANES, b), zero));
 }
 
-// Limits the first n <= 16 values of each of `rows` <= 4 and stores them, the first row's into
-// elements e, e + 1, ... of the output, those of the next `step` elements further.
-INLINE void store_rows(const output_t *out, const __m256i *v, uint32_t rows, uint32_t n,
-                       uint32_t e, uint32_t step) {
-    const __m256i least = _mm256_set1_epi16((int16_t)out->min);
-    const __m256i most = _mm256_set1_epi16((int16_t)out->max);
-    int8_t *y = out->y + e;
-    uint8_t *mask = out->mask;
-    for (uint32_t r = 0; r < rows; ++r, y += step, e += step) {
-        const __m256i limited = _mm256_min_epi16(_mm256_max_epi16(v[r], least), most);
-        store_some(y, narrow8(limited), n);
-        if (mask) {
-            const __m128i same = narrow8(_mm256_cmpeq_epi16(v[r], limited));
-            store_bits(mask, e, (uint32_t)_mm_movemask_epi8(same), n);
+// Two times sixteen values of that order as bytes in the right one.
+INLINE __m256i narrow8(__m256i a, __m256i b) {
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b),
+                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+// Limits the first n <= 16 of the values a and stores them into elements e, e + 1, ... of the
+// output; where there are two `rows`, those of b `step` elements further.
+INLINE void store_two(const output_t *out, __m256i a, __m256i b, uint32_t rows, uint32_t n,
+                      uint32_t e, uint32_t step) {
+    const __m256i bytes =
+        _mm256_min_epi8(_mm256_max_epi8(narrow8(a, b), _mm256_set1_epi8((int8_t)out->min)),
+                        _mm256_set1_epi8((int8_t)out->max));
+    store_some(out->y + e, _mm256_castsi256_si128(bytes), n);
+    if (rows == 2) {
+        store_some(out->y + e + step, _mm256_extracti128_si256(bytes, 1), n);
+    }
+    if (out->mask) {
+        const __m256i low = _mm256_set1_epi16((int16_t)(out->min - 1));
+        const __m256i high = _mm256_set1_epi16((int16_t)(out->max + 1));
+        const __m256i inside =
+            narrow8(_mm256_and_si256(_mm256_cmpgt_epi16(a, low), _mm256_cmpgt_epi16(high, a)),
+                    _mm256_and_si256(_mm256_cmpgt_epi16(b, low), _mm256_cmpgt_epi16(high, b)));
+        const uint32_t bits = (uint32_t)_mm256_movemask_epi8(inside);
+        store_bits(out->mask, e, bits, n);
+        if (rows == 2) {
+            store_bits(out->mask, e + step, bits >> 16, n);
         }
     }
 }
 
-// Both, of one row.
+// Requantises the sums a and b of channels i to i + 16 and stores those of n <= 16 channels.
 INLINE void finish16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b, uint32_t n,
                      uint32_t e) {
     const __m256i v = requantize16(f, small, i, a, b);
-    store_rows(&f->out, &v, 1, n, e, 0);
+    store_two(&f->out, v, v, 1, n, e, 0);
+}
+
+// The same of four rows, or the first `rows` of them.
+INLINE void finish_rows(const finish_t *f, bool small, uint32_t i, const __m256i a[4],
+                        const __m256i b[4], uint32_t rows, uint32_t n, uint32_t e, uint32_t step) {
+    const __m256i v0 = requantize16(f, small, i, a[0], b[0]);
+    const __m256i v1 = requantize16(f, small, i, a[1], b[1]);
+    const __m256i v2 = requantize16(f, small, i, a[2], b[2]);
+    const __m256i v3 = requantize16(f, small, i, a[3], b[3]);
+    store_two(&f->out, v0, v1, umin32(rows, 2), n, e, step);
+    if (rows > 2) {
+        store_two(&f->out, v2, v3, rows - 2, n, e + 2 * step, step);
+    }
 }
 
 #endif
