@@ -31,6 +31,8 @@ typedef struct {
 
 INLINE __m256i load8(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+INLINE __m256i load4(const int64_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
 INLINE void store8(int32_t *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
 
 // The first n < 16 bytes at p, zeros after them. Two loads may overlap; what both have is shifted
@@ -52,10 +54,17 @@ INLINE __m128i load_some(const void *p, uint32_t n) {
     return _mm_cvtsi64_si128((int64_t)v);
 }
 
-// n <= 16 elements as 16 bits, zeros after them.
-INLINE __m256i widen16(const int8_t *p, uint32_t n) {
-    return _mm256_cvtepi8_epi16(n == 16 ? _mm_loadu_si128((const __m128i *)(const void *)p)
-                                        : load_some(p, n));
+// n <= 16 elements, zeros after them.
+INLINE __m128i load16(const int8_t *p, uint32_t n) {
+    return n == 16 ? _mm_loadu_si128((const __m128i *)(const void *)p) : load_some(p, n);
+}
+
+// The same as 16 bits.
+INLINE __m256i widen16(const int8_t *p, uint32_t n) { return _mm256_cvtepi8_epi16(load16(p, n)); }
+
+// Two elements of 16 bits, eight times.
+INLINE __m256i pair(const int16_t *p) {
+    return _mm256_set1_epi32((int32_t)((const any32_t *)(const void *)p)->v);
 }
 
 // sum + a . b of eight pairs of 16 bits.
@@ -114,11 +123,12 @@ INLINE __m256i high_mul8(__m256i a, __m256i b) {
     return _mm256_blend_epi32(_mm256_srli_epi64(even, 31), _mm256_slli_epi64(odd, 1), 0xaa);
 }
 
-// How the sums of a block of channels become bytes: for each channel its multiplier, what it
-// shifts left and right, and half of what the right shift divides by.
+// How the sums of a block of channels become bytes: for each channel its multiplier and what it
+// shifts left and right. `nudge` rounds both of mbqm's steps at once: it is added to the whole
+// products, of each eight first those of even channels.
 typedef struct {
     int32_t multiplier[BLOCK] ALIGNED, left[BLOCK] ALIGNED, right[BLOCK] ALIGNED;
-    int32_t half[BLOCK] ALIGNED;
+    int64_t nudge[BLOCK] ALIGNED;
     output_t out;
     bool small;
 } finish_t;
@@ -128,69 +138,102 @@ typedef struct {
 void sp_finish_of(finish_t *f, const conv_t *c, const uint8_t *records, const int32_t *start,
                   uint32_t n, uint64_t most);
 
-// mbqm of the sums of channels i to i + 8.
-INLINE __m256i mbqm8(const finish_t *f, uint32_t i, __m256i sum) {
-    const __m256i high =
-        high_mul8(_mm256_sllv_epi32(sum, load8(f->left + i)), load8(f->multiplier + i));
-    const __m256i right = load8(f->right + i), one = _mm256_set1_epi32(1);
+// mbqm of eight sums, the shift as what goes left and what goes right.
+INLINE __m256i mbqm8_of(__m256i sum, __m256i multiplier, __m256i left, __m256i right) {
+    const __m256i high = high_mul8(_mm256_sllv_epi32(sum, left), multiplier);
+    const __m256i one = _mm256_set1_epi32(1);
     const __m256i mask = _mm256_sub_epi32(_mm256_sllv_epi32(one, right), one);
     const __m256i most = _mm256_sub_epi32(_mm256_srli_epi32(mask, 1), _mm256_srai_epi32(high, 31));
     const __m256i up = _mm256_cmpgt_epi32(_mm256_and_si256(high, mask), most);
     return _mm256_sub_epi32(_mm256_srav_epi32(high, right), up);
 }
 
-// The same where all is small: adding half cannot wrap.
-INLINE __m256i mbqm8_small(const finish_t *f, uint32_t i, __m256i sum) {
-    const __m256i high = high_mul8(sum, load8(f->multiplier + i));
-    const __m256i rounded =
-        _mm256_add_epi32(_mm256_add_epi32(high, load8(f->half + i)), _mm256_srai_epi32(high, 31));
-    return _mm256_srav_epi32(rounded, load8(f->right + i));
+// Those of channels i to i + 8.
+INLINE __m256i mbqm8(const finish_t *f, uint32_t i, __m256i sum) {
+    return mbqm8_of(sum, load8(f->multiplier + i), load8(f->left + i), load8(f->right + i));
 }
 
-// Sixteen values of 32 bits, as a and b, to ones of 16 bits or of 8, limited to those.
+// The same where all is small: the second nudge cannot overflow, and where a sum is negative and
+// what comes of it is not, that is 0 either way.
+INLINE __m256i mbqm8_small(const finish_t *f, uint32_t i, __m256i sum) {
+    const __m256i multiplier = load8(f->multiplier + i);
+    const __m256i even = _mm256_mul_epi32(sum, multiplier);
+    const __m256i odd =
+        _mm256_mul_epi32(_mm256_srli_epi64(sum, 32), _mm256_srli_epi64(multiplier, 32));
+    const __m256i low = _mm256_add_epi64(even, load4(f->nudge + i));
+    const __m256i high = _mm256_add_epi64(odd, load4(f->nudge + i + 4));
+    const __m256i rounded =
+        _mm256_blend_epi32(_mm256_srli_epi64(low, 31), _mm256_slli_epi64(high, 1), 0xaa);
+    return _mm256_srav_epi32(_mm256_add_epi32(rounded, _mm256_srai_epi32(sum, 31)),
+                             load8(f->right + i));
+}
+
+// Sixteen values of 32 bits, as a and b, to ones of 16 bits, limited to those.
 INLINE __m256i narrow16(__m256i a, __m256i b) {
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
 }
 
-INLINE __m128i narrow8(__m256i v) {
-    return _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-}
-
-// The values of sums a and b of channels i to i + 16, not limited yet but to 16 bits. `small`:
-// that of f, known when this is compiled.
+// Sums a and b of channels i to i + 16 as values, not limited yet but to 16 bits, in the order in
+// which packing leaves them. `small`: that of f, known when this is compiled.
 INLINE __m256i requantize16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b) {
     if (small) { // what 16 bits cannot hold is outside the limits with any zero point
-        const __m256i v = narrow16(mbqm8_small(f, i, a), mbqm8_small(f, i + LANES, b));
+        const __m256i v = _mm256_packs_epi32(mbqm8_small(f, i, a), mbqm8_small(f, i + LANES, b));
         return _mm256_adds_epi16(v, _mm256_set1_epi16((int16_t)f->out.zero_point));
     }
     const __m256i zero = _mm256_set1_epi32(f->out.zero_point);
-    return narrow16(_mm256_add_epi32(mbqm8(f, i, a), zero),
-                    _mm256_add_epi32(mbqm8(f, i + LANES, b), zero));
+    return _mm256_packs_epi32(_mm256_add_epi32(mbqm8(f, i, a), zero),
+                              _mm256_add_epi32(mbqm8(f, i + LANES, b), zero));
 }
 
-// Limits the first n <= 16 values of each of `rows` <= 4 and stores them, the first row's into
-// elements e, e + 1, ... of the output, those of the next `step` elements further.
-INLINE void store_rows(const output_t *out, const __m256i *v, uint32_t rows, uint32_t n,
-                       uint32_t e, uint32_t step) {
-    const __m256i least = _mm256_set1_epi16((int16_t)out->min);
-    const __m256i most = _mm256_set1_epi16((int16_t)out->max);
-    int8_t *y = out->y + e;
-    uint8_t *mask = out->mask;
-    for (uint32_t r = 0; r < rows; ++r, y += step, e += step) {
-        const __m256i limited = _mm256_min_epi16(_mm256_max_epi16(v[r], least), most);
-        store_some(y, narrow8(limited), n);
-        if (mask) {
-            const __m128i same = narrow8(_mm256_cmpeq_epi16(v[r], limited));
-            store_bits(mask, e, (uint32_t)_mm_movemask_epi8(same), n);
+// Two times sixteen values of that order as bytes in the right one.
+INLINE __m256i narrow8(__m256i a, __m256i b) {
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b),
+                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+// Limits the first n <= 16 of the values a and stores them into elements e, e + 1, ... of the
+// output; where there are two `rows`, those of b `step` elements further.
+INLINE void store_two(const output_t *out, __m256i a, __m256i b, uint32_t rows, uint32_t n,
+                      uint32_t e, uint32_t step) {
+    const __m256i bytes =
+        _mm256_min_epi8(_mm256_max_epi8(narrow8(a, b), _mm256_set1_epi8((int8_t)out->min)),
+                        _mm256_set1_epi8((int8_t)out->max));
+    store_some(out->y + e, _mm256_castsi256_si128(bytes), n);
+    if (rows == 2) {
+        store_some(out->y + e + step, _mm256_extracti128_si256(bytes, 1), n);
+    }
+    if (out->mask) {
+        const __m256i low = _mm256_set1_epi16((int16_t)(out->min - 1));
+        const __m256i high = _mm256_set1_epi16((int16_t)(out->max + 1));
+        const __m256i inside =
+            narrow8(_mm256_and_si256(_mm256_cmpgt_epi16(a, low), _mm256_cmpgt_epi16(high, a)),
+                    _mm256_and_si256(_mm256_cmpgt_epi16(b, low), _mm256_cmpgt_epi16(high, b)));
+        const uint32_t bits = (uint32_t)_mm256_movemask_epi8(inside);
+        store_bits(out->mask, e, bits, n);
+        if (rows == 2) {
+            store_bits(out->mask, e + step, bits >> 16, n);
         }
     }
 }
 
-// Both, of one row.
+// Requantises the sums a and b of channels i to i + 16 and stores those of n <= 16 channels.
 INLINE void finish16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b, uint32_t n,
                      uint32_t e) {
     const __m256i v = requantize16(f, small, i, a, b);
-    store_rows(&f->out, &v, 1, n, e, 0);
+    store_two(&f->out, v, v, 1, n, e, 0);
+}
+
+// The same of four rows, or the first `rows` of them.
+INLINE void finish_rows(const finish_t *f, bool small, uint32_t i, const __m256i a[4],
+                        const __m256i b[4], uint32_t rows, uint32_t n, uint32_t e, uint32_t step) {
+    const __m256i v0 = requantize16(f, small, i, a[0], b[0]);
+    const __m256i v1 = requantize16(f, small, i, a[1], b[1]);
+    const __m256i v2 = requantize16(f, small, i, a[2], b[2]);
+    const __m256i v3 = requantize16(f, small, i, a[3], b[3]);
+    store_two(&f->out, v0, v1, umin32(rows, 2), n, e, step);
+    if (rows > 2) {
+        store_two(&f->out, v2, v3, rows - 2, n, e + 2 * step, step);
+    }
 }
 
 #endif
