@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import struct
@@ -56,6 +57,7 @@ XTENSA_TOOLS = BUILD / "xtensa" / "bin"
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 LANGUAGE = ("-std=c99", "-fno-common", "-fshort-enums", "-fno-sanitize=all")
 HOST_FLAGS = ("-O3", "-mcpu=native", "-fPIC", "-shared")
+HOST_KERNELS = "x86_64" if platform.machine() == "x86_64" else ""
 # Hidden visibility and direct access keep every address relative to the code: no GOT.
 NATMOD_FLAGS = (
     "-ffreestanding",
@@ -282,17 +284,23 @@ def core_sources(kernels: str = "") -> list[Path]:
     return [*sorted(CORE.glob("*.c")), *own]
 
 
-def build_host(out: Path | None = None) -> Path:
-    """Builds the core for this machine as a shared library for ctypes; returns its path."""
-    sources = core_sources()
+def build_host(out: Path | None = None, plain: bool = False) -> Path:
+    """Builds the core for this machine as a shared library for ctypes; returns its path.
+
+    Where `plain`, without the kernels made for this machine: the same bytes, slowly.
+    """
+    sources = core_sources(HOST_KERNELS)
     if not sources:
         raise BuildError(f"{CORE} holds no .c files: there is no core to build")
+    if plain:
+        out = out or BUILD / "libsprout_plain.so"
+        return build_shared(sources, out, ["-DSPROUT_PLAIN_KERNELS"])
     return build_shared(sources, out or BUILD / "libsprout.so")
 
 
-def build_shared(sources: Sequence[Path], out: Path) -> Path:
+def build_shared(sources: Sequence[Path], out: Path, flags: Sequence[str] = ()) -> Path:
     """Builds C files for this machine as the shared library `out`; returns `out`."""
-    flags = [*HOST_FLAGS, *LANGUAGE, *WARNINGS]
+    flags = [*HOST_FLAGS, *LANGUAGE, *WARNINGS, *flags]
     digest = _digest(sources, flags)
     if not _is_current(out, digest):
         with _folder(out) as folder:

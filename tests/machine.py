@@ -77,6 +77,7 @@ class Machine(abc.ABC):
     code: bytes
     code_address: int
     stack_used: int
+    align = 8  # of buffers
 
     def __init__(self, name: str, edge: str) -> None:
         self.name, self.edge = name, edge
@@ -130,7 +131,7 @@ class Machine(abc.ABC):
         """Give ``data``, or so many zero bytes, memory of its own between guard pages."""
         content = bytes(data)
         start, room = self._map(name, len(content), writable)
-        at = start if self.edge == "start" else (start + room - len(content)) & -8
+        at = start if self.edge == "start" else (start + room - len(content)) & -self.align
         self.poke(start, bytes([PATTERN]) * room)
         self.poke(at, content)
         buffer = Buffer(name, at, len(content), writable, start, start + room)

@@ -18,6 +18,9 @@ from sprout.engine import LEARN, PREDICT, Engine
 from sprout.graph import quantize_multiplier
 from tiny import Builder, geometry
 
+from native_modules import build
+
+PLAIN = build.build_host(plain=True)
 STACK = 2048
 KERNELS = [(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (4, 2), (10, 4), (2, 9), (3, 2), (35, 1)]
 Rng = np.random.Generator
@@ -69,7 +72,7 @@ def compare(
     if rng.random() < 0.6:
         scratch = int(least + rng.choice([0, 0, 300, 9000]) + 3) & ~3
         options |= {"in_place": False, "scratch": scratch}
-    one, other = Net(data, processor, **options), Engine(data, **options)
+    one, other = Net(data, processor, **options), Engine(data, library=PLAIN, **options)
     for i, t in enumerate(n.tensors[:-1]):
         values = int8(rng, *t.shape)
         if i in gradients:

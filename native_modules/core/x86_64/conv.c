@@ -1,0 +1,297 @@
+// Convolution. The weights of a block are packed as pairs of 16 bits, eight or sixteen output
+// channels side by side; VPMADDWD multiplies two elements of a pixel with those of eight channels.
+// Four pixels go together, so that each vector of weights is loaded for four multiplications.
+//
+// A strip is some pixels of a row of y, of all rows where each pixel needs just the same one of x.
+// The rows of x under it are widened to 16 bits, with the zero point for what is outside, so that
+// every window is whole. A pass is a part of the taps whose weights there is room for; between
+// passes the sums of the strip are kept.
+
+#include "x86_64.h"
+#ifdef FITS
+
+enum { QUAD = 4, STRIP = 64 };              // pixels
+enum { X_ROOM = 12288, WEIGHT_ROOM = 576 }; // elements of x under a strip, of a channel in a pass
+enum { GROUP = 2 * LANES };                 // channels side by side
+
+typedef struct {
+    int32_t start[BLOCK] ALIGNED;
+    int32_t packed[BLOCK * (WEIGHT_ROOM / 2)] ALIGNED; // [groups][rows of taps][pairs][8 or 16]
+    int32_t sum[STRIP][BLOCK] ALIGNED;
+    int16_t x[X_ROOM] ALIGNED;
+    finish_t finish;
+} room_t;
+
+// Transposes eight vectors.
+INLINE void transpose(__m256i *v) {
+    __m256i a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        v[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+    }
+}
+
+// Packs n <= 16 elements of `rows` <= 8 rows, `stride` bytes apart: for each pair of elements a
+// vector, `step` numbers apart.
+static void pack8(int32_t *packed, uint32_t step, const int8_t *w, uint32_t stride, uint32_t rows,
+                  uint32_t n) {
+    __m256i v[8];
+    for (uint32_t r = 0; r < 8; ++r, w += stride) {
+        v[r] = r >= rows ? _mm256_setzero_si256() : widen16(w, n);
+    }
+    transpose(v);
+    for (uint32_t i = 0; 2 * i < n; ++i, packed += step) {
+        store8(packed, v[i]);
+    }
+}
+
+// The same of elements from .. from + n of `rows` rows of taps, `run` elements apart, of a block
+// of channels.
+static void pack(int32_t *packed, const uint8_t *records, uint32_t size, uint32_t channels,
+                 uint32_t from, uint32_t n, uint32_t rows, uint32_t run) {
+    for (uint32_t i = 0; i < channels; i += GROUP) {
+        const uint32_t step = channels - i > LANES ? GROUP : LANES;
+        for (uint32_t row = 0; row < rows; ++row, packed += (n + 1) / 2 * step) {
+            for (uint32_t lane = 0; lane < step; lane += LANES) {
+                const int8_t *w = record_at(records, size, i + lane)->weight + from + row * run;
+                const uint32_t some = umin32(channels - i - lane, LANES);
+                for (uint32_t e = 0; e < n; e += 16) {
+                    pack8(packed + lane + e / 2 * step, step, w + e, size, some,
+                          umin32(n - e, 16));
+                }
+            }
+        }
+    }
+}
+
+// n elements, to 16 bits.
+INLINE void widen(int16_t *to, const int8_t *from, uint32_t n) {
+    for (; n >= 16; n -= 16, from += 16, to += 16) {
+        _mm256_storeu_si256((__m256i *)(void *)to, widen16(from, 16));
+    }
+    const __m256i rest = widen16(from, n);
+    const __m128i low = _mm256_castsi256_si128(rest), high = _mm256_extracti128_si256(rest, 1);
+    store_some(to, low, umin32(n, 8) * 2);
+    store_some(to + 8, high, (n - umin32(n, 8)) * 2);
+}
+
+INLINE void fill(int16_t *to, int16_t value, uint32_t n) {
+    while (n--) {
+        *to++ = value;
+    }
+}
+
+// Some pixels of y: those from (y, x) on, `pixels` of them; x of the windows of each is `step`
+// elements after that of the last one, and their rows `stride` elements apart.
+typedef struct {
+    int32_t y, x;
+    uint32_t pixels, step, stride;
+    uint32_t e; // the element of y of the first pixel and channel
+} strip_t;
+
+// Widens what is under a strip.
+static void load_strip(const conv_t *c, const strip_t *s, int16_t *to) {
+    const tensor_t *x = &c->x;
+    const window_t *k = &c->k;
+    const uint32_t channels = (uint32_t)x->c;
+    const int32_t start = s->x * k->stride_w - k->left;
+    const int32_t end = start + ((int32_t)s->pixels - 1) * k->stride_w + k->kw;
+    const int32_t from = limit32(start, 0, x->w), until = limit32(end, from, x->w);
+    const uint32_t before = (uint32_t)(min32(from, end) - start) * channels;
+    const uint32_t inside = (uint32_t)(until - from) * channels;
+    const uint32_t all = (uint32_t)(end - start) * channels;
+    for (int32_t ky = 0; ky < k->kh; ++ky, to += s->stride) {
+        const int32_t row = s->y * k->stride_h - k->top + ky;
+        const bool outside = row < 0 || row >= x->h || inside == 0;
+        if (outside || inside < all) {
+            fill(to, (int16_t)x->zero_point, all);
+        }
+        if (!outside) {
+            widen(to + before, (const int8_t *)x->data + at(x, row, from), inside);
+        }
+        to[all] = 0; // meets a weight of 0
+    }
+}
+
+// A part of the taps: so many pairs of elements of so many rows of them.
+typedef struct {
+    uint32_t pairs, rows;
+    const int16_t *x; // of the first window
+    bool first, last;
+} pass_t;
+
+// A pass over up to four pixels and channels i to i + n, of which there are `width` vectors.
+INLINE void run_quad(const conv_t *c, room_t *r, const strip_t *s, const pass_t *p, uint32_t pixel,
+                     const int32_t *w, uint32_t i, uint32_t n, uint32_t width, bool small) {
+    const uint32_t pixels = umin32(s->pixels - pixel, QUAD);
+    const uint32_t last = pixels - 1; // comes again in the place of those that are not there
+    const int16_t *x0 = p->x + pixel * s->step, *x1 = x0 + umin32(1, last) * s->step;
+    const int16_t *x2 = x0 + umin32(2, last) * s->step, *x3 = x0 + last * s->step;
+    int32_t *sum = r->sum[pixel] + i;
+    __m256i a[QUAD], b[QUAD]; // sums of the first vector, of the second
+    for (uint32_t q = 0; q < QUAD; ++q) {
+        const int32_t *from = p->first ? r->start + i : sum + q * BLOCK;
+        a[q] = load8(from);
+        b[q] = width == 2 ? load8(from + LANES) : _mm256_setzero_si256();
+    }
+    for (uint32_t row = 0; row < p->rows; ++row) {
+        for (size_t j = 0; j < p->pairs; ++j, w += width * LANES) {
+            const __m256i v0 = pair(x0 + 2 * j), v1 = pair(x1 + 2 * j);
+            const __m256i v2 = pair(x2 + 2 * j), v3 = pair(x3 + 2 * j);
+            const __m256i w0 = load8(w);
+            a[0] = add_products(a[0], v0, w0);
+            a[1] = add_products(a[1], v1, w0);
+            a[2] = add_products(a[2], v2, w0);
+            a[3] = add_products(a[3], v3, w0);
+            if (width == 2) {
+                const __m256i w1 = load8(w + LANES);
+                b[0] = add_products(b[0], v0, w1);
+                b[1] = add_products(b[1], v1, w1);
+                b[2] = add_products(b[2], v2, w1);
+                b[3] = add_products(b[3], v3, w1);
+            }
+        }
+        x0 += s->stride;
+        x1 += s->stride;
+        x2 += s->stride;
+        x3 += s->stride;
+    }
+    if (p->last) {
+        const uint32_t outputs = (uint32_t)c->y.c;
+        finish_rows(&r->finish, small, i, a, b, pixels, n, s->e + i + pixel * outputs, outputs);
+        return;
+    }
+    for (uint32_t q = 0; q < QUAD; ++q) {
+        store8(sum + q * BLOCK, a[q]);
+        if (width == 2) {
+            store8(sum + q * BLOCK + LANES, b[q]);
+        }
+    }
+}
+
+static void run_pass(const conv_t *c, room_t *r, const strip_t *s, const pass_t *p, uint32_t n) {
+    const int32_t *w = r->packed;
+    for (uint32_t i = 0; i < n; i += GROUP, w += p->rows * p->pairs * GROUP) {
+        const uint32_t some = umin32(n - i, GROUP);
+        for (uint32_t pixel = 0; pixel < s->pixels; pixel += QUAD) {
+            if (some > LANES && r->finish.small) {
+                run_quad(c, r, s, p, pixel, w, i, some, 2, true);
+            } else if (some > LANES) {
+                run_quad(c, r, s, p, pixel, w, i, some, 2, false);
+            } else if (r->finish.small) {
+                run_quad(c, r, s, p, pixel, w, i, some, 1, true);
+            } else {
+                run_quad(c, r, s, p, pixel, w, i, some, 1, false);
+            }
+        }
+    }
+}
+
+void sp_conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias, uint32_t first,
+                   uint32_t n) {
+    const window_t *k = &c->k;
+    const uint32_t channels = (uint32_t)c->x.c, kh = (uint32_t)k->kh;
+    const uint32_t run = (uint32_t)k->kw * channels; // of elements in a row of taps
+    const uint32_t step = (uint32_t)k->stride_w * channels;
+    const bool direct = k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->top == 0 &&
+                        k->left == 0 && c->x.h == c->y.h && c->x.w == c->y.w;
+    const uint32_t row = X_ROOM / kh; // of x under a strip
+    if (c->single || run == 0 || row < run + 1 || c->y.h * c->y.w < QUAD) {
+        sp_conv_block_plain(c, records, bias, first, n);
+        return;
+    }
+    conv_t d = *c; // all of y in one row where that is the same
+    if (direct) {
+        d.x.w = d.y.w = c->y.h * c->y.w;
+        d.x.h = d.y.h = 1;
+    }
+    room_t r;
+    for (uint32_t i = 0; i < BLOCK; ++i) {
+        r.start[i] = 0;
+    }
+    for (uint32_t i = 0; i < n; ++i) {
+        const record_t *record = record_at(records, c->size, i);
+        r.start[i] = (int32_t)((uint32_t)(bias ? bias[i] : record->bias) -
+                               (uint32_t)record->sum * (uint32_t)c->x.zero_point);
+    }
+    sp_finish_of(&r.finish, c, records, r.start, n, (uint64_t)run * kh << 14);
+    const uint32_t pixels = umin32(divide(row - 1 - run, step) + 1, STRIP);
+    const bool once = kh * ((run + 1) & ~1u) <= WEIGHT_ROOM;
+    if (once) {
+        pack(r.packed, records, c->size, n, 0, run, kh, run);
+    }
+    strip_t s = {.step = step};
+    for (s.y = 0; s.y < d.y.h; ++s.y) {
+        for (s.x = 0; s.x < d.y.w; s.x += (int32_t)s.pixels) {
+            s.pixels = umin32((uint32_t)(d.y.w - s.x), pixels);
+            s.stride = (s.pixels - 1) * step + run + 1;
+            s.e = at(&d.y, s.y, s.x) + first;
+            load_strip(&d, &s, r.x);
+            if (once) {
+                const pass_t pass = {(run + 1) / 2, kh, r.x, true, true};
+                run_pass(&d, &r, &s, &pass, n);
+                continue;
+            }
+            for (uint32_t ky = 0; ky < kh; ++ky) {
+                for (uint32_t from = 0; from < run; from += WEIGHT_ROOM) {
+                    const uint32_t some = umin32(run - from, WEIGHT_ROOM);
+                    const pass_t pass = {(some + 1) / 2, 1, r.x + ky * s.stride + from,
+                                         ky == 0 && from == 0, ky + 1 == kh && from + some == run};
+                    pack(r.packed, records, c->size, n, ky * run + from, some, 1, run);
+                    run_pass(&d, &r, &s, &pass, n);
+                }
+            }
+        }
+    }
+}
+
+// Sixteen products of four rows of weights, or fewer.
+INLINE void multiply_rows(__m256i sum[4], const int8_t *x, const int8_t *w, uint32_t stride,
+                          uint32_t n_rows, uint32_t n) {
+    const __m256i v = widen16(x, n);
+    for (uint32_t r = 0; r < n_rows; ++r) {
+        sum[r] = add_products(sum[r], v, widen16(w + r * stride, n));
+    }
+}
+
+INLINE void dot4(const int8_t *x, const int8_t *w, uint32_t stride, uint32_t n_rows, uint32_t n,
+                 int32_t *sum) {
+    __m256i v[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                    _mm256_setzero_si256()};
+    for (; n >= 16; n -= 16, x += 16, w += 16) {
+        multiply_rows(v, x, w, stride, n_rows, 16);
+    }
+    if (n) {
+        multiply_rows(v, x, w, stride, n_rows, n);
+    }
+    const __m256i both =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+    int32_t total[4];
+    _mm_storeu_si128((__m128i *)(void *)total, _mm_add_epi32(_mm256_castsi256_si128(both),
+                                                             _mm256_extracti128_si256(both, 1)));
+    for (uint32_t r = 0; r < n_rows; ++r) {
+        sum[r] = add32(sum[r], total[r]);
+    }
+}
+
+void sp_dot_rows(const int8_t *x, const int8_t *w, uint32_t stride, uint32_t n_rows, uint32_t n,
+                 int32_t *sum) {
+    for (; n_rows >= 4; n_rows -= 4, w += 4 * stride, sum += 4) {
+        dot4(x, w, stride, 4, n, sum);
+    }
+    for (; n_rows; --n_rows, w += stride, ++sum) {
+        dot4(x, w, stride, 1, n, sum);
+    }
+}
+
+#endif
