@@ -247,7 +247,14 @@ def too_little(points: Sequence[Point], budgets: Sequence[int]) -> str:
 def frontier_table(points: Sequence[Point]) -> Table:
     """The points in rows."""
     result = Table(
-        "", "plan", "RAM", "MACs a step", "rate", "accuracy", "std. error", box=None,
+        "",
+        "plan",
+        "RAM",
+        "MACs a step",
+        "rate",
+        "accuracy",
+        "std. error",
+        box=None,
         pad_edge=False,
     )
     for p in points:

@@ -2,21 +2,24 @@
 
 The problem is dynamic storage allocation: rectangles of known height (bytes) and known span in
 time, to be moved in address only.  It is NP-hard, small here (some hundred buffers) and solved
-offline, so the planner starts from several good greedy orders and improves the best one by moving
-buffers that touch the peak to the front of the order, until the lower bound (the largest set alive
-at once) is met or the effort is spent.
+offline: a search by depth for a placement within the lower bound, the largest set alive at once,
+and where that fails by bisection for the smallest size that it does not fail at.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from .autodiff import Schedule
 from .graph import Tensor
 
+Array = np.ndarray
+
 ALIGN = 8
+_ENDLESS = 1 << 40
 
 
 @dataclass
@@ -82,68 +85,103 @@ def lower_bound(buffers: list[Buffer]) -> int:
     )
 
 
-def place(buffers: list[Buffer], effort: int = 400, seed: int = 0) -> int:
+def place(buffers: list[Buffer], effort: int = 1000) -> int:
     """Set every buffer's ``offset`` (a multiple of 8) and return the arena's size in bytes.
 
-    ``effort`` bounds the number of orders tried once the greedy ones miss the lower bound; the
-    result is deterministic for the same buffers, effort and seed.
+    ``effort`` bounds the steps of each attempt to fit into a size; the result is the same for the
+    same buffers and effort.
     """
-    n = len(buffers)
-    size = [b.aligned for b in buffers]
-    overlap = [
-        [
-            j
-            for j in range(n)
-            if j != i
-            and buffers[j].first <= buffers[i].last
-            and buffers[i].first <= buffers[j].last
-        ]
-        for i in range(n)
-    ]
-
-    def layout(order: list[int]) -> tuple[int, list[int]]:
-        offset = [-1] * n
-        peak = 0
-        for i in order:
-            taken = sorted((offset[j], offset[j] + size[j]) for j in overlap[i] if offset[j] >= 0)
-            at, best, best_gap = 0, -1, 1 << 62
-            for low, high in taken:
-                gap = low - at
-                if size[i] <= gap < best_gap:
-                    best, best_gap = at, gap
-                at = max(at, high)
-            offset[i] = best if best >= 0 else at
-            peak = max(peak, offset[i] + size[i])
-        return peak, offset
-
-    span = [b.last - b.first + 1 for b in buffers]
-    everyone = list(range(n))
-    starts = [
-        sorted(everyone, key=lambda i: (-size[i], buffers[i].first)),
-        sorted(everyone, key=lambda i: (-size[i] * span[i], buffers[i].first)),
-        sorted(everyone, key=lambda i: (-span[i], -size[i])),
-        sorted(everyone, key=lambda i: (buffers[i].first, -size[i])),
-        sorted(everyone, key=lambda i: (-buffers[i].last, -size[i])),
-    ]
-    bound = lower_bound(buffers)
-    best_peak, best_offset, best_order = min(((*layout(o), o) for o in starts), key=lambda r: r[0])
-    rng = random.Random(seed)
-    peak, offset, order = best_peak, best_offset, best_order
-    for _ in range(effort if best_peak > bound else 0):
-        high = [i for i in everyone if offset[i] + size[i] == peak]
-        candidate = list(order)
-        mover = rng.choice(high)
-        if rng.random() < 0.3 and overlap[mover]:
-            mover = rng.choice(overlap[mover])
-        candidate.remove(mover)
-        candidate.insert(rng.randrange(max(1, order.index(mover))), mover)
-        trial_peak, trial_offset = layout(candidate)
-        if trial_peak <= peak or rng.random() < 0.02:
-            peak, offset, order = trial_peak, trial_offset, candidate
-        if peak < best_peak:
-            best_peak, best_offset = peak, offset
-            if best_peak <= bound:
-                break
-    for b, at in zip(buffers, best_offset, strict=True):
+    for b in buffers:
+        b.offset = 0
+    some = [b for b in buffers if b.size > 0]
+    if not some:
+        return 0
+    search = _Search(some)
+    low, best = lower_bound(some), search.fit(None, effort)
+    assert best is not None  # nothing is in the way of a first come, first served
+    size = low
+    while low < search.peak(best):
+        found = search.fit(size, effort)
+        if found is None:
+            low = size + ALIGN
+        else:
+            best = found
+        size = (low + search.peak(best)) // 2 // ALIGN * ALIGN
+    for b, at in zip(some, best.tolist(), strict=True):
         b.offset = at
-    return best_peak
+    return search.peak(best)
+
+
+class _Search:
+    """Places buffers in the order of their offsets, each as low as the ones below it allow.
+
+    Any placement can be brought into that form without growing. Some slices of time, those where a
+    buffer begins, are enough to see all that meet. What is left decides which of the buffers that
+    could be next comes next: those that live longest, or that take most bytes times steps. On the
+    way a size is given up as soon as it cannot be kept: at some slice, what has to follow there
+    above the lowest place that is left would not fit.
+    """
+
+    def __init__(self, buffers: list[Buffer]) -> None:
+        first, last = (np.array([getattr(b, end) for b in buffers]) for end in ("first", "last"))
+        self.size = np.array([b.aligned for b in buffers])
+        slices = np.unique(first)
+        self.alive = (first[:, None] <= slices) & (slices <= last[:, None])
+        span = last - first + 1
+        self.orders = [np.lexsort((-self.size, by)) for by in (-span, -self.size * span)]
+
+    def peak(self, offset: Array) -> int:
+        """Return the size of a placement in bytes."""
+        return int((offset + self.size).max())
+
+    def fit(self, size: int | None, effort: int) -> Array | None:
+        """Return offsets within ``size`` bytes, or None where none were found; with None for the
+        size, the better of what the first choices come to."""
+        found = [self._fit(order, size or _ENDLESS, effort) for order in self.orders]
+        some = [offset for offset in found if offset is not None]
+        return min(some, key=self.peak, default=None)
+
+    def _fit(self, order: Array, size: int, effort: int) -> Array | None:
+        n = len(self.size)
+        offset, waiting, rank = np.zeros(n, int), np.ones(n, bool), np.empty(n, int)
+        rank[order] = np.arange(n)
+        top = np.zeros(self.alive.shape[1], int)  # by slice: where what is placed ends
+        load = (self.alive * self.size[:, None]).sum(0)  # and how much is still to come
+
+        def next_ones(least: int) -> list[tuple[int, int]]:
+            """Buffers that can be next, and where, the best one last: none where the rest
+            cannot fit any more."""
+            rest = np.flatnonzero(waiting)
+            alive = self.alive[rest]
+            low = np.maximum(np.where(alive, top, 0).max(1), least)
+            floor = np.where(alive, low[:, None], _ENDLESS).min(0)
+            if np.any((floor + load > size) & (load > 0)):
+                return []
+            # One that starts where another could end leaves room for that below it.
+            some = np.flatnonzero(low < (low + self.size[rest]).min())
+            some = some[np.lexsort((rank[rest[some]], low[some]))[::-1]]
+            return list(zip(rest[some].tolist(), low[some].tolist(), strict=True))
+
+        path: list[tuple[int, Array]] = []
+        choices = [next_ones(0)]
+        while choices:
+            if not choices[-1]:
+                choices.pop()
+                if path:
+                    i, top[self.alive[i]] = path.pop()
+                    load[self.alive[i]] += self.size[i]
+                    waiting[i] = True
+                continue
+            i, offset[i] = choices[-1].pop()
+            if effort < 0 and size < _ENDLESS:
+                return None
+            effort -= 1
+            span = self.alive[i]
+            path.append((i, top[span]))
+            top[span] = offset[i] + self.size[i]
+            load[span] -= self.size[i]
+            waiting[i] = False
+            if len(path) == n:
+                return offset
+            choices.append(next_ones(int(offset[i])))
+        return None
