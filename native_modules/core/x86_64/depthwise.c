@@ -87,26 +87,44 @@ typedef struct {
     int32_t w, channels, zero_point;
 } input_t;
 
-INLINE __m128i pixel_at(const input_t *x, int32_t r, int32_t at) {
+// Pixel `at` of a row that starts `from` elements after the first one.
+INLINE __m128i pixel_at(const input_t *x, int64_t from, int32_t at) {
     if (at < 0 || at >= x->w) {
         return _mm_set1_epi8((int8_t)x->zero_point);
     }
-    const int64_t from = ((int64_t)r * x->w + at) * x->channels;
+    from += (int64_t)at * x->channels;
     return load_bytes(x->data + from, x->n, x->size - from);
 }
 
+INLINE void put_pair(int16_t *to, __m128i a, __m128i b, __m256i zero, bool wide) {
+    const __m256i low = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b));
+    const __m256i high = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b));
+    store_wide(to, _mm256_sub_epi16(low, zero));
+    if (wide) {
+        store_wide(to + WIDE, _mm256_sub_epi16(high, zero));
+    }
+}
+
 INLINE void ready_row(const rows_t *rows, const input_t *x, int32_t r, bool wide) {
-    int16_t *to = row_at(rows, r);
+    const int64_t from = (int64_t)r * x->w * x->channels, step = rows->step;
     const __m256i zero = _mm256_set1_epi16((int16_t)x->zero_point);
-    __m128i a, b = pixel_at(x, r, -rows->left);
-    for (int32_t i = 0, at = -rows->left; i < rows->length; ++i, at += rows->step, to += PIXEL) {
-        a = rows->step == 1 ? b : pixel_at(x, r, at);
-        b = pixel_at(x, r, at + 1);
-        const __m128i low = _mm_unpacklo_epi8(a, b), high = _mm_unpackhi_epi8(a, b);
-        store_wide(to, _mm256_sub_epi16(_mm256_cvtepi8_epi16(low), zero));
-        if (wide) {
-            store_wide(to + WIDE, _mm256_sub_epi16(_mm256_cvtepi8_epi16(high), zero));
-        }
+    // Pairs from `at` on have both pixels inside; those before `end` may be loaded as they are.
+    const int32_t skip = (rows->left + (int32_t)step - 1) / (int32_t)step;
+    const int64_t whole = x->size - from - 16 - x->channels;
+    const int32_t end = whole < 0 ? 0 : min32(x->w - 1, (int32_t)(whole / x->channels) + 1);
+    int16_t *to = row_at(rows, r), *const to_end = to + (uint32_t)rows->length * PIXEL;
+    int32_t at = -rows->left;
+    for (int32_t i = 0; i < skip && to < to_end; ++i, at += rows->step, to += PIXEL) {
+        put_pair(to, pixel_at(x, from, at), pixel_at(x, from, at + 1), zero, wide);
+    }
+    const int8_t *data = x->data + from + (int64_t)at * x->channels;
+    for (; at < end && to < to_end; at += rows->step, to += PIXEL, data += step * x->channels) {
+        const __m128i a = _mm_loadu_si128((const __m128i *)(const void *)data);
+        const __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(data + x->channels));
+        put_pair(to, a, b, zero, wide);
+    }
+    for (; to < to_end; at += rows->step, to += PIXEL) {
+        put_pair(to, pixel_at(x, from, at), pixel_at(x, from, at + 1), zero, wide);
     }
 }
 
