@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class Engine:
         """
         x = np.ascontiguousarray(x)
         shape = self.blob.tensors[self.blob.input].shape
-        if x.size != np.prod(shape):
+        if x.size != math.prod(shape):
             raise SproutError(
                 f"The input has shape {x.shape}: {self.name} takes {shape}, resize it first."
             )

@@ -33,6 +33,8 @@ INLINE __m256i load8(const int32_t *p) { return _mm256_loadu_si256((const __m256
 
 INLINE __m256i load4(const int64_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+INLINE void store4(int64_t *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
+
 INLINE void store8(int32_t *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
 
 // The first n < 16 bytes at p, zeros after them. Two loads may overlap; what both have is shifted
@@ -133,8 +135,14 @@ typedef struct {
     bool small;
 } finish_t;
 
-// From the records of n channels, whose sums start at `start` and gather products of at most
-// `most` in all, and from the layer's output. After the last channel come some that are 0.
+// What the sums of n channels start at, and BLOCK - n numbers more: their bias, that of the
+// records where `bias` is NULL, less the zero point of x for each weight.
+void sp_start_of(int32_t *start, const uint8_t *records, uint32_t size, const int32_t *bias,
+                 int32_t zero_point, uint32_t n);
+
+// From the records of n channels and from the layer's output. The sums start at `start`, which has
+// BLOCK numbers, those after the n-th as small as the others; they gather products of at most
+// `most` in all.
 void sp_finish_of(finish_t *f, const conv_t *c, const uint8_t *records, const int32_t *start,
                   uint32_t n, uint64_t most);
 
