@@ -44,8 +44,8 @@ static void pack(int16_t *to, const uint8_t *records, uint32_t size, const windo
                 if (half + i < n) {
                     const int8_t *w = record_at(records, size, half + i)->weight + tap;
                     // After a record comes another one, but for the last.
-                    const __m128i bytes = half + i + 1 < n ? _mm_loadl_epi64((const __m128i *)w)
-                                                           : load_some(w, kw);
+                    const __m128i bytes =
+                        half + i + 1 < n ? _mm_loadl_epi64((const __m128i *)w) : load_some(w, kw);
                     row[i] = _mm_shuffle_epi8(bytes, order);
                 }
             }
@@ -184,11 +184,14 @@ void sp_depthwise_block(const depthwise_t *d, const uint8_t *records, const int3
     for (uint32_t i = 0; i < n; i += WIDE, first += WIDE, records += WIDE * d->size) {
         const uint32_t count = umin32(n - i, WIDE);
         const bool wide = count > LANES;
-        const input_t input = {(const int8_t *)x->data + first, count,
-                               ((int64_t)x->h * x->w - 1) * x->c + count, x->w, x->c,
+        const input_t input = {(const int8_t *)x->data + first,
+                               count,
+                               ((int64_t)x->h * x->w - 1) * x->c + count,
+                               x->w,
+                               x->c,
                                x->zero_point};
         pack(weight, records, d->size, k, count, _mm_loadu_si128((const __m128i *)order), pairs);
-#define FORWARD(pairs, small, wide) \
+#define FORWARD(pairs, small, wide)                                                               \
     forward(d, &f, start, &rows, &input, weight, i, count, first, pairs, small, wide)
         if (!f.small || pairs == 1) {
             FORWARD(pairs, false, true);
