@@ -133,8 +133,8 @@ def many_outputs(host: Machine, outputs: int) -> None:
     """About as many as the kernel turns the weights of round."""
     rng, n = np.random.default_rng(outputs), Builder()
     n.tensor((1, 1, 1))
-    g, dx = n.tensor((1, 3, outputs), "int16"), n.tensor((1, 3, 11), "int16")
-    at = n.transposed(cases.int8(rng, outputs, 1, 1, 11))
+    g, dx = n.tensor((1, 3, outputs), "int16"), n.tensor((1, 3, 32), "int16")
+    at = n.transposed(cases.int8(rng, outputs, 1, 1, 32))
     n.op("conv_input_grad", [g, dx], [*geometry((1, 1)), at, -1, -1, 0, 0])
     cases.compare(rng, host, n, 16 + outputs + 3)
 

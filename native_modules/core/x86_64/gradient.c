@@ -39,16 +39,15 @@ static void pack(int16_t *to, const uint8_t *records, uint32_t size, uint32_t ta
 INLINE void add_tap(__m256i (*sum)[VECTORS], const int16_t *const *g, const int16_t *w,
                     uint32_t channels, uint32_t pixels, uint32_t vectors) {
     for (uint32_t j = 0; j < channels; j += 2, w += vectors * WIDE) {
-        __m256i pair[LANES];
+        __m256i two[LANES];
         for (uint32_t p = 0; p < pixels; ++p) {
-            const uint16_t *q = (const uint16_t *)g[p] + j;
-            const uint32_t both = j + 1 < channels ? ((const any32_t *)(const void *)q)->v : *q;
-            pair[p] = _mm256_set1_epi32((int32_t)both);
+            const int16_t *q = g[p] + j;
+            two[p] = j + 1 < channels ? pair(q) : _mm256_set1_epi32((uint16_t)*q);
         }
         for (uint32_t v = 0; v < vectors; ++v) {
             const __m256i weight = load_wide(w + v * WIDE);
             for (uint32_t p = 0; p < pixels; ++p) {
-                sum[p][v] = add_products(sum[p][v], pair[p], weight);
+                sum[p][v] = add_products(sum[p][v], two[p], weight);
             }
         }
     }
@@ -112,11 +111,18 @@ INLINE __m256i any_pixel(const conv_grad_t *c, const int16_t *w, int32_t y, int3
                       n, seen);
 }
 
-// dx from packed weights; as many pixels together as give about eight sums.
+// Vectors of sums that registers have room for.
+#if defined(__AVX512VL__)
+enum { SUMS = 16 };
+#else
+enum { SUMS = 8 };
+#endif
+
+// dx from packed weights, of as many pixels together as there is room for.
 INLINE uint32_t input_gradient(const conv_grad_t *c, const int16_t *w, uint32_t first, uint32_t n,
                                uint32_t vectors) {
     const window_t *k = &c->k;
-    const uint32_t pixels = LANES / vectors;
+    const uint32_t pixels = umin32(SUMS / (vectors == 3 ? 4 : vectors), LANES);
     __m256i seen = _mm256_setzero_si256();
     if (is_pointwise(k, &c->g, &c->dx)) {
         const uint32_t all = (uint32_t)(c->g.h * c->g.w);
