@@ -259,12 +259,15 @@ typedef struct {
     int32_t from, to;
 } range_t;
 
+// Most strides are 1, and divisions slow.
+INLINE int32_t over(int32_t n, int32_t stride) { return stride == 1 ? n : n / stride; }
+
 // Those whose taps `tap` to tap + n lie inside the input.
 static range_t inside(int32_t tap, int32_t n, int32_t stride, int32_t pad, int32_t size,
                       int32_t out_size) {
     const int32_t before = pad - tap, last = size - n + before;
-    const int32_t from = before > 0 ? (before + stride - 1) / stride : 0;
-    return (range_t){from, last < 0 ? from : max32(from, min32(last / stride + 1, out_size))};
+    const int32_t from = before > 0 ? over(before + stride - 1, stride) : 0;
+    return (range_t){from, last < 0 ? from : max32(from, min32(over(last, stride) + 1, out_size))};
 }
 
 typedef struct {
@@ -313,8 +316,8 @@ enum { PLANES = 16384, SPILL = 256 + WIDE }; // SPILL: what is read after the la
 static bool channel_gradient(const weight_t *w, int32_t *sum) {
     const tensor_t *g = w->g, *x = w->x;
     const window_t *k = w->k;
-    const int32_t sh = k->stride_h, sw = k->stride_w, columns = (k->kw - 1) / sw;
-    const int32_t width = g->w + columns, rows = g->h + (k->kh - 1) / sh;
+    const int32_t sh = k->stride_h, sw = k->stride_w, columns = over(k->kw - 1, sw);
+    const int32_t width = g->w + columns, rows = g->h + over(k->kh - 1, sh);
     const int32_t phases_h = min32(sh, k->kh), phases_w = min32(sw, k->kw);
     if ((int64_t)width * rows * phases_h * phases_w > PLANES) {
         return false;
@@ -329,23 +332,26 @@ static bool channel_gradient(const weight_t *w, int32_t *sum) {
             gs[oy * width + ox] = *q;
         }
     }
-    for (int32_t phase = 0; phase < phases_h * phases_w; ++phase) {
-        const int32_t ky = phase / phases_w, kx = phase % phases_w;
+    int16_t *to = xs;
+    for (int32_t ky = 0; ky < phases_h; ++ky) {
         const range_t v = inside(ky, 1, sh, k->top, x->h, rows);
-        const range_t u = inside(kx, 1, sw, k->left, x->w, width);
-        for (int32_t r = v.from; r < v.to; ++r) {
-            const uint32_t from = at(x, r * sh - k->top + ky, u.from * sw - k->left + kx);
-            const int8_t *data = (const int8_t *)x->data + w->first + from;
-            int16_t *to = xs + phase * plane + r * width;
-            for (int32_t c = u.from; c < u.to; ++c, data += sw * x->c) {
-                to[c] = (int16_t)(*data - x->zero_point);
+        for (int32_t kx = 0; kx < phases_w; ++kx, to += plane) {
+            const range_t u = inside(kx, 1, sw, k->left, x->w, width);
+            for (int32_t r = v.from; r < v.to; ++r) {
+                const uint32_t from = at(x, r * sh - k->top + ky, u.from * sw - k->left + kx);
+                const int8_t *data = (const int8_t *)x->data + w->first + from;
+                for (int32_t c = u.from; c < u.to; ++c, data += sw * x->c) {
+                    to[r * width + c] = (int16_t)(*data - x->zero_point);
+                }
             }
         }
     }
     for (int32_t ky = 0; ky < k->kh; ++ky) {
+        const int32_t r = over(ky, sh);
+        const int16_t *row = xs + (ky - r * sh) * phases_w * plane + r * width;
         for (int32_t kx = 0; kx < k->kw; ++kx) {
-            const int32_t phase = ky % sh * phases_w + kx % sw;
-            const int16_t *from = xs + phase * plane + ky / sh * width + kx / sw;
+            const int32_t c = over(kx, sw);
+            const int16_t *from = row + (kx - c * sw) * plane + c;
             __m256i v = _mm256_setzero_si256();
             for (int32_t i = 0; i < length; i += WIDE) {
                 v = add_products(v, load_wide(gs + i), load_wide(from + i));
