@@ -135,14 +135,14 @@ typedef struct {
     bool small;
 } finish_t;
 
-// What the sums of n channels start at, and BLOCK - n numbers more: their bias, that of the
-// records where `bias` is NULL, less the zero point of x for each weight.
+// What the sums of n channels start at: their bias, that of the records where `bias` is NULL, less
+// the zero point of x for each weight. Numbers follow up to the next multiple of 16.
 void sp_start_of(int32_t *start, const uint8_t *records, uint32_t size, const int32_t *bias,
                  int32_t zero_point, uint32_t n);
 
-// From the records of n channels and from the layer's output. The sums start at `start`, which has
-// BLOCK numbers, those after the n-th as small as the others; they gather products of at most
-// `most` in all.
+// From the records of n channels and from the layer's output. The sums start at `start`, where
+// small numbers follow up to the next multiple of 16; they gather products of at most `most` in
+// all.
 void sp_finish_of(finish_t *f, const conv_t *c, const uint8_t *records, const int32_t *start,
                   uint32_t n, uint64_t most);
 
