@@ -24,10 +24,13 @@ static heads_t heads_of(const uint8_t *records, uint32_t size, uint32_t i, uint3
                      _mm256_unpacklo_epi64(b, d), _mm256_unpackhi_epi64(b, d)};
 }
 
+// Up to the next multiple of what is finished at a time.
+static uint32_t whole_of(uint32_t n) { return (n + 2 * LANES - 1) & ~(2u * LANES - 1); }
+
 void sp_start_of(int32_t *start, const uint8_t *records, uint32_t size, const int32_t *bias,
                  int32_t zero_point, uint32_t n) {
     const __m256i zero = _mm256_set1_epi32(zero_point);
-    for (uint32_t i = 0; i < BLOCK; i += LANES) {
+    for (uint32_t i = 0; i < whole_of(n); i += LANES) {
         const heads_t h = heads_of(records, size, i, n);
         const __m256i from = _mm256_mullo_epi32(h.sum, zero);
         store8(start + i, _mm256_sub_epi32(bias ? _mm256_setzero_si256() : h.bias, from));
@@ -43,7 +46,7 @@ void sp_finish_of(finish_t *f, const conv_t *c, const uint8_t *records, const in
     const __m256i nudge = _mm256_set1_epi64x(1 << 30);
     const int32_t limit = most < 1 << 30 ? (1 << 30) - (int32_t)most : 0;
     __m256i small = _mm256_cmpeq_epi32(nothing, nothing);
-    for (uint32_t i = 0; i < BLOCK; i += LANES) {
+    for (uint32_t i = 0; i < whole_of(n); i += LANES) {
         const heads_t h = heads_of(records, c->size, i, n);
         const __m256i shift = _mm256_max_epi32(_mm256_min_epi32(h.shift, _mm256_set1_epi32(30)),
                                                _mm256_set1_epi32(-31));
