@@ -216,14 +216,7 @@ void sp_conv_block(const conv_t *c, const uint8_t *records, const int32_t *bias,
         d.x.h = d.y.h = 1;
     }
     room_t r;
-    for (uint32_t i = 0; i < BLOCK; ++i) {
-        r.start[i] = 0;
-    }
-    for (uint32_t i = 0; i < n; ++i) {
-        const record_t *record = record_at(records, c->size, i);
-        r.start[i] = (int32_t)((uint32_t)(bias ? bias[i] : record->bias) -
-                               (uint32_t)record->sum * (uint32_t)c->x.zero_point);
-    }
+    sp_start_of(r.start, records, c->size, bias, c->x.zero_point, n);
     sp_finish_of(&r.finish, c, records, r.start, n, (uint64_t)run * kh << 14);
     const uint32_t pixels = umin32(divide(row - 1 - run, step) + 1, STRIP);
     const bool once = kh * ((run + 1) & ~1u) <= WEIGHT_ROOM;

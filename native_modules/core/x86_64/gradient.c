@@ -4,6 +4,11 @@
 #include "gradient.h"
 #ifdef FITS
 
+static bool is_pointwise(const window_t *k, const tensor_t *g, const tensor_t *x) {
+    return k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->top == 0 && k->left == 0 &&
+           g->h == x->h && g->w == x->w;
+}
+
 enum { PAIRS = 1280 }; // of output channels, of all taps
 
 // Weights of n <= 32 input channels as [taps, pairs, vectors, 8, 2]. What comes after the last of
@@ -34,16 +39,15 @@ static void pack(int16_t *to, const uint8_t *records, uint32_t size, uint32_t ta
 INLINE void add_tap(__m256i (*sum)[VECTORS], const int16_t *const *g, const int16_t *w,
                     uint32_t channels, uint32_t pixels, uint32_t vectors) {
     for (uint32_t j = 0; j < channels; j += 2, w += vectors * WIDE) {
-        __m256i pair[LANES];
+        __m256i two[LANES];
         for (uint32_t p = 0; p < pixels; ++p) {
-            const uint16_t *q = (const uint16_t *)g[p] + j;
-            const uint32_t both = j + 1 < channels ? ((const any32_t *)(const void *)q)->v : *q;
-            pair[p] = _mm256_set1_epi32((int32_t)both);
+            const int16_t *q = g[p] + j;
+            two[p] = j + 1 < channels ? pair(q) : _mm256_set1_epi32((uint16_t)*q);
         }
         for (uint32_t v = 0; v < vectors; ++v) {
             const __m256i weight = load_wide(w + v * WIDE);
             for (uint32_t p = 0; p < pixels; ++p) {
-                sum[p][v] = add_products(sum[p][v], pair[p], weight);
+                sum[p][v] = add_products(sum[p][v], two[p], weight);
             }
         }
     }
@@ -107,14 +111,20 @@ INLINE __m256i any_pixel(const conv_grad_t *c, const int16_t *w, int32_t y, int3
                       n, seen);
 }
 
-// dx from packed weights; as many pixels together as give about eight sums.
+// Vectors of sums that registers have room for.
+#if defined(__AVX512VL__)
+enum { SUMS = 16 };
+#else
+enum { SUMS = 8 };
+#endif
+
+// dx from packed weights, of as many pixels together as there is room for.
 INLINE uint32_t input_gradient(const conv_grad_t *c, const int16_t *w, uint32_t first, uint32_t n,
                                uint32_t vectors) {
     const window_t *k = &c->k;
-    const uint32_t pixels = LANES / vectors;
+    const uint32_t pixels = umin32(SUMS / (vectors == 3 ? 4 : vectors), LANES);
     __m256i seen = _mm256_setzero_si256();
-    if (k->taps == 1 && k->stride_h == 1 && k->stride_w == 1 && k->top == 0 && k->left == 0 &&
-        c->g.h == c->dx.h && c->g.w == c->dx.w) {
+    if (is_pointwise(k, &c->g, &c->dx)) {
         const uint32_t all = (uint32_t)(c->g.h * c->g.w);
         uint32_t i = 0;
         for (; i + pixels <= all; i += pixels) {
@@ -181,6 +191,19 @@ void sp_dot_rows_s16(const int16_t *g, const int8_t *w, uint32_t stride, uint32_
     }
 }
 
+// sum[i] += v[i] of the first n <= 8.
+INLINE void add_some(int32_t *sum, __m256i v, uint32_t n) {
+    if (n == LANES) {
+        store8(sum, _mm256_add_epi32(load8(sum), v));
+        return;
+    }
+    int32_t some[LANES] ALIGNED;
+    store8(some, v);
+    for (uint32_t i = 0; i < n; ++i) {
+        sum[i] = add32(sum[i], some[i]);
+    }
+}
+
 // Pixels that have a gradient, and where in x what they multiply starts.
 enum { LIST = 256, FOUR = 4 };
 typedef struct {
@@ -189,50 +212,46 @@ typedef struct {
     uint32_t at[LIST];
 } pixels_t;
 
-// sum[i] += g * x[i] of all pixels, whose number is a multiple of four, for n <= 16 elements of
-// each; `size`: elements of x there.
-static void add_pixels(const pixels_t *p, const int8_t *x, uint32_t n, int64_t size,
-                       int32_t *sum) {
-    __m256i v[FOUR] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
-                       _mm256_setzero_si256()};
+// sum[i] += g * (x[i] - zero_point) of all pixels, whose number is a multiple of four, for n <= 16
+// elements of each; `size`: elements of x there; `wide`: more than eight.
+INLINE void add_pixels(const pixels_t *p, const int8_t *x, uint32_t n, int64_t size, bool wide,
+                       __m256i start, int32_t *sum) {
+    __m256i v[FOUR] = {start, start, _mm256_setzero_si256(), _mm256_setzero_si256()};
     for (uint32_t j = 0; j < p->n; j += FOUR) {
         for (uint32_t i = 0; i < FOUR; i += 2) {
             const uint32_t one = p->at[j + i], other = p->at[j + i + 1];
-            const __m128i a = load_bytes(x + one, n, size - one);
-            const __m128i b = load_bytes(x + other, n, size - other);
-            const uint32_t pair = ((const any32_t *)(const void *)(p->g + j + i))->v;
-            const __m256i g = _mm256_set1_epi32((int32_t)pair);
+            const __m128i a = load_bytes(x + one, n, n == WIDE ? WIDE : size - one);
+            const __m128i b = load_bytes(x + other, n, n == WIDE ? WIDE : size - other);
+            const __m256i g = pair(p->g + j + i);
             v[i] = add_products(v[i], _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), g);
-            v[i + 1] = add_products(v[i + 1], _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b)), g);
+            if (wide) {
+                v[i + 1] =
+                    add_products(v[i + 1], _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b)), g);
+            }
         }
     }
-    int32_t total[WIDE];
-    store8(total, _mm256_add_epi32(v[0], v[2]));
-    store8(total + LANES, _mm256_add_epi32(v[1], v[3]));
-    for (uint32_t i = 0; i < n; ++i) {
-        sum[i] = add32(sum[i], total[i]);
+    add_some(sum, _mm256_add_epi32(v[0], v[2]), umin32(n, LANES));
+    if (wide) {
+        add_some(sum + LANES, _mm256_add_epi32(v[1], v[3]), n - LANES);
     }
 }
 
-// sum[i] += g * (x[i] - zero_point) of a list of pixels, for n elements of each from `data` on.
-static void add_list(pixels_t *p, const tensor_t *x, const int8_t *data, uint32_t n, int64_t size,
-                     int32_t *sum) {
-    uint32_t total = 0;
-    for (uint32_t i = 0; i < p->n; ++i) {
-        total += (uint32_t)p->g[i];
-    }
-    for (; p->n % FOUR; ++p->n) {
+// The same for any n.
+static void add_list(pixels_t *p, uint32_t count, uint32_t total, const tensor_t *x,
+                     const int8_t *data, uint32_t n, int64_t size, int32_t *sum) {
+    for (p->n = count; p->n % FOUR; ++p->n) {
         p->g[p->n] = 0;
         p->at[p->n] = p->at[0];
     }
-    for (uint32_t i = 0; i < n; i += WIDE) {
-        add_pixels(p, data + i, umin32(n - i, WIDE), size - i, sum + i);
+    const __m256i start = _mm256_set1_epi32((int32_t)(0u - total * (uint32_t)x->zero_point));
+    for (; n >= WIDE; n -= WIDE, data += WIDE, size -= WIDE, sum += WIDE) {
+        add_pixels(p, data, WIDE, size, true, start, sum);
     }
-    const uint32_t zero = total * (uint32_t)x->zero_point;
-    for (uint32_t i = 0; i < n; ++i) {
-        sum[i] = (int32_t)((uint32_t)sum[i] - zero);
+    if (n > LANES) {
+        add_pixels(p, data, n, size, true, start, sum);
+    } else if (n) {
+        add_pixels(p, data, n, size, false, start, sum);
     }
-    p->n = 0;
 }
 
 // Outputs [from, to) of a direction.
@@ -240,12 +259,15 @@ typedef struct {
     int32_t from, to;
 } range_t;
 
+// Most strides are 1, and divisions slow.
+INLINE int32_t over(int32_t n, int32_t stride) { return stride == 1 ? n : n / stride; }
+
 // Those whose taps `tap` to tap + n lie inside the input.
 static range_t inside(int32_t tap, int32_t n, int32_t stride, int32_t pad, int32_t size,
                       int32_t out_size) {
     const int32_t before = pad - tap, last = size - n + before;
-    const int32_t from = before > 0 ? (before + stride - 1) / stride : 0;
-    return (range_t){from, last < 0 ? from : max32(from, min32(last / stride + 1, out_size))};
+    const int32_t from = before > 0 ? over(before + stride - 1, stride) : 0;
+    return (range_t){from, last < 0 ? from : max32(from, min32(over(last, stride) + 1, out_size))};
 }
 
 typedef struct {
@@ -254,32 +276,36 @@ typedef struct {
     uint32_t o, first, n; // as sp_weight_gradient has them
 } weight_t;
 
-// The gradient of `taps` taps from ky, kx on, as the outputs in columns u have it: sum [taps, n].
-static void add_taps(const weight_t *w, int32_t ky, int32_t kx, int32_t taps, range_t u,
+// The gradient of `taps` taps from ky, kx on, as the outputs of rows v, columns u have it: sum
+// [taps, n].
+static void add_taps(const weight_t *w, int32_t ky, int32_t kx, int32_t taps, range_t v, range_t u,
                      int32_t *sum) {
     const tensor_t *g = w->g, *x = w->x;
     const window_t *k = w->k;
     const int8_t *data = (const int8_t *)x->data + w->first;
     const int64_t size = ((int64_t)x->h * x->w - 1) * x->c + w->n;
     const uint32_t n = (uint32_t)taps * w->n, step = (uint32_t)(k->stride_w * x->c);
-    const range_t v = inside(ky, 1, k->stride_h, k->top, x->h, g->h);
+    const int64_t outputs = g->c;
     pixels_t p;
-    p.n = 0;
+    uint32_t count = 0, total = 0;
     for (int32_t oy = v.from; oy < v.to; ++oy) {
         const int16_t *q = (const int16_t *)g->data + at(g, oy, u.from) + w->o;
         const int32_t y = oy * k->stride_h - k->top + ky;
         uint32_t from = at(x, y, u.from * k->stride_w - k->left + kx);
-        for (int32_t ox = u.from; ox < u.to; ++ox, q += g->c, from += step) {
-            p.g[p.n] = *q;
-            p.at[p.n] = from;
-            p.n += *q != 0;
-            if (p.n == LIST) {
-                add_list(&p, x, data, n, size, sum);
+        for (int32_t ox = u.from; ox < u.to; ++ox, q += outputs, from += step) {
+            const int16_t value = *q;
+            p.g[count] = value;
+            p.at[count] = from;
+            total += (uint32_t)value;
+            count += value != 0;
+            if (count == LIST) {
+                add_list(&p, count, total, x, data, n, size, sum);
+                count = total = 0;
             }
         }
     }
-    if (p.n) {
-        add_list(&p, x, data, n, size, sum);
+    if (count) {
+        add_list(&p, count, total, x, data, n, size, sum);
     }
 }
 
@@ -290,8 +316,8 @@ enum { PLANES = 16384, SPILL = 256 + WIDE }; // SPILL: what is read after the la
 static bool channel_gradient(const weight_t *w, int32_t *sum) {
     const tensor_t *g = w->g, *x = w->x;
     const window_t *k = w->k;
-    const int32_t sh = k->stride_h, sw = k->stride_w, columns = (k->kw - 1) / sw;
-    const int32_t width = g->w + columns, rows = g->h + (k->kh - 1) / sh;
+    const int32_t sh = k->stride_h, sw = k->stride_w, columns = over(k->kw - 1, sw);
+    const int32_t width = g->w + columns, rows = g->h + over(k->kh - 1, sh);
     const int32_t phases_h = min32(sh, k->kh), phases_w = min32(sw, k->kw);
     if ((int64_t)width * rows * phases_h * phases_w > PLANES) {
         return false;
@@ -306,23 +332,26 @@ static bool channel_gradient(const weight_t *w, int32_t *sum) {
             gs[oy * width + ox] = *q;
         }
     }
-    for (int32_t phase = 0; phase < phases_h * phases_w; ++phase) {
-        const int32_t ky = phase / phases_w, kx = phase % phases_w;
+    int16_t *to = xs;
+    for (int32_t ky = 0; ky < phases_h; ++ky) {
         const range_t v = inside(ky, 1, sh, k->top, x->h, rows);
-        const range_t u = inside(kx, 1, sw, k->left, x->w, width);
-        for (int32_t r = v.from; r < v.to; ++r) {
-            const uint32_t from = at(x, r * sh - k->top + ky, u.from * sw - k->left + kx);
-            const int8_t *data = (const int8_t *)x->data + w->first + from;
-            int16_t *to = xs + phase * plane + r * width;
-            for (int32_t c = u.from; c < u.to; ++c, data += sw * x->c) {
-                to[c] = (int16_t)(*data - x->zero_point);
+        for (int32_t kx = 0; kx < phases_w; ++kx, to += plane) {
+            const range_t u = inside(kx, 1, sw, k->left, x->w, width);
+            for (int32_t r = v.from; r < v.to; ++r) {
+                const uint32_t from = at(x, r * sh - k->top + ky, u.from * sw - k->left + kx);
+                const int8_t *data = (const int8_t *)x->data + w->first + from;
+                for (int32_t c = u.from; c < u.to; ++c, data += sw * x->c) {
+                    to[r * width + c] = (int16_t)(*data - x->zero_point);
+                }
             }
         }
     }
     for (int32_t ky = 0; ky < k->kh; ++ky) {
+        const int32_t r = over(ky, sh);
+        const int16_t *row = xs + (ky - r * sh) * phases_w * plane + r * width;
         for (int32_t kx = 0; kx < k->kw; ++kx) {
-            const int32_t phase = ky % sh * phases_w + kx % sw;
-            const int16_t *from = xs + phase * plane + ky / sh * width + kx / sw;
+            const int32_t c = over(kx, sw);
+            const int16_t *from = row + (kx - c * sw) * plane + c;
             __m256i v = _mm256_setzero_si256();
             for (int32_t i = 0; i < length; i += WIDE) {
                 v = add_products(v, load_wide(gs + i), load_wide(from + i));
@@ -341,18 +370,23 @@ void sp_weight_gradient(const tensor_t *g, const tensor_t *x, const window_t *k,
         return;
     }
     sp_fill(sum, 0, (uint32_t)k->taps * n * (uint32_t)sizeof(int32_t));
+    if (is_pointwise(k, g, x)) {
+        add_taps(&w, 0, 0, 1, (range_t){0, 1}, (range_t){0, g->h * g->w}, sum);
+        return;
+    }
     range_t whole = {0, 0}; // outputs whose rows of taps lie inside
     if (joined) {
         whole = inside(0, k->kw, k->stride_w, k->left, x->w, g->w);
     }
     for (int32_t ky = 0; ky < k->kh; ++ky, sum += (uint32_t)k->kw * n) {
-        add_taps(&w, ky, 0, k->kw, whole, sum);
+        const range_t v = inside(ky, 1, k->stride_h, k->top, x->h, g->h);
+        add_taps(&w, ky, 0, k->kw, v, whole, sum);
         for (int32_t kx = 0; kx < k->kw; ++kx) {
             const range_t all = inside(kx, 1, k->stride_w, k->left, x->w, g->w);
             const range_t left = {all.from, min32(all.to, whole.from)};
             const range_t right = {max32(all.from, whole.to), all.to};
-            add_taps(&w, ky, kx, 1, left, sum + (uint32_t)kx * n);
-            add_taps(&w, ky, kx, 1, right, sum + (uint32_t)kx * n);
+            add_taps(&w, ky, kx, 1, v, left, sum + (uint32_t)kx * n);
+            add_taps(&w, ky, kx, 1, v, right, sum + (uint32_t)kx * n);
         }
     }
 }

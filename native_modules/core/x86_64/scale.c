@@ -51,9 +51,9 @@ INLINE uint32_t bits_at(const uint8_t *mask, uint32_t e, uint32_t width) {
 
 // to = q where the mask has a bit; returns all |to * table| ored together.
 INLINE __m256i mask_columns(const scale_t *s, const columns_t *c, uint32_t width) {
-    const __m256i lane = _mm256_setr_epi16(1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6,
-                                           1 << 7, 1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12,
-                                           1 << 13, 1 << 14, (int16_t)(1 << 15));
+    const __m256i lane =
+        _mm256_setr_epi16(1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8,
+                          1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, (int16_t)(1 << 15));
     __m256i most = _mm256_setzero_si256(); // magnitudes, unsigned
     for (uint32_t r = 0, e = c->start; r < c->rows; ++r, e += c->step) {
         __m256i v = load_values(s->q + e, width);
@@ -67,8 +67,7 @@ INLINE __m256i mask_columns(const scale_t *s, const columns_t *c, uint32_t width
     const __m256i zero = _mm256_setzero_si256();
     __m256i seen = zero;
     for (uint32_t i = 0; i < width; i += LANES) {
-        const __m128i part =
-            i ? _mm256_extracti128_si256(most, 1) : _mm256_castsi256_si128(most);
+        const __m128i part = i ? _mm256_extracti128_si256(most, 1) : _mm256_castsi256_si128(most);
         const __m256i m = _mm256_cvtepu16_epi32(part);
         const __m256i scale = _mm256_abs_epi32(scales(c, i, width)); // unsigned too
         seen = _mm256_or_si256(seen, _mm256_mul_epu32(m, scale));
@@ -80,8 +79,8 @@ INLINE __m256i mask_columns(const scale_t *s, const columns_t *c, uint32_t width
 
 // rshift32 by count + 1 of values that 1 can be added to.
 INLINE __m256i round_off(__m256i v, __m128i count) {
-    return _mm256_srai_epi32(
-        _mm256_add_epi32(_mm256_sra_epi32(v, count), _mm256_set1_epi32(1)), 1);
+    return _mm256_srai_epi32(_mm256_add_epi32(_mm256_sra_epi32(v, count), _mm256_set1_epi32(1)),
+                             1);
 }
 
 // to = to * table * 2**-shift, rounded.

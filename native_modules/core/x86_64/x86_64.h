@@ -33,6 +33,8 @@ INLINE __m256i load8(const int32_t *p) { return _mm256_loadu_si256((const __m256
 
 INLINE __m256i load4(const int64_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+INLINE void store4(int64_t *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
+
 INLINE void store8(int32_t *p, __m256i v) { _mm256_storeu_si256((__m256i *)p, v); }
 
 // The first n < 16 bytes at p, zeros after them. Two loads may overlap; what both have is shifted
@@ -133,24 +135,26 @@ typedef struct {
     bool small;
 } finish_t;
 
-// From the records of n channels, whose sums start at `start` and gather products of at most
-// `most` in all, and from the layer's output. After the last channel come some that are 0.
+// What the sums of n channels start at: their bias, that of the records where `bias` is NULL, less
+// the zero point of x for each weight. Numbers follow up to the next multiple of 16.
+void sp_start_of(int32_t *start, const uint8_t *records, uint32_t size, const int32_t *bias,
+                 int32_t zero_point, uint32_t n);
+
+// From the records of n channels and from the layer's output. The sums start at `start`, where
+// small numbers follow up to the next multiple of 16; they gather products of at most `most` in
+// all.
 void sp_finish_of(finish_t *f, const conv_t *c, const uint8_t *records, const int32_t *start,
                   uint32_t n, uint64_t most);
 
-// mbqm of eight sums, the shift as what goes left and what goes right.
-INLINE __m256i mbqm8_of(__m256i sum, __m256i multiplier, __m256i left, __m256i right) {
-    const __m256i high = high_mul8(_mm256_sllv_epi32(sum, left), multiplier);
-    const __m256i one = _mm256_set1_epi32(1);
+// mbqm of the sums of channels i to i + 8.
+INLINE __m256i mbqm8(const finish_t *f, uint32_t i, __m256i sum) {
+    const __m256i high =
+        high_mul8(_mm256_sllv_epi32(sum, load8(f->left + i)), load8(f->multiplier + i));
+    const __m256i right = load8(f->right + i), one = _mm256_set1_epi32(1);
     const __m256i mask = _mm256_sub_epi32(_mm256_sllv_epi32(one, right), one);
     const __m256i most = _mm256_sub_epi32(_mm256_srli_epi32(mask, 1), _mm256_srai_epi32(high, 31));
     const __m256i up = _mm256_cmpgt_epi32(_mm256_and_si256(high, mask), most);
     return _mm256_sub_epi32(_mm256_srav_epi32(high, right), up);
-}
-
-// Those of channels i to i + 8.
-INLINE __m256i mbqm8(const finish_t *f, uint32_t i, __m256i sum) {
-    return mbqm8_of(sum, load8(f->multiplier + i), load8(f->left + i), load8(f->right + i));
 }
 
 // The same where all is small: the second nudge cannot overflow, and where a sum is negative and
