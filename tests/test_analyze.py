@@ -287,6 +287,12 @@ def test_analyze_then_compile(tiny, tmp_path, capsys):
     assert blob.arena_len + blob.trained_len + blob.scratch_len + blob.program_len <= 7 << 10
     assert sprout("compile", *tiny, *common, "--select", "eliminate", "--within", "50") == 0
     assert "backward elimination leaves" in capsys.readouterr().out
+    by_file = ("--analysis", "gains.json", *common)
+    assert sprout("compile", "net.tflite", "--classes", "a,b,c,d", *by_file) == 1
+    assert "gains.json is of another model or other classes" in capsys.readouterr().err
+    (tmp_path / "net.tflite").write_bytes(b"another network")
+    assert sprout("compile", "net.tflite", *by_file) == 1
+    assert "gains.json is of another model or other classes" in capsys.readouterr().err
 
 
 def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
@@ -314,10 +320,24 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", "[1]", "no json", '{"about": {}, "head": [], "gains": []}']
-)
-def test_a_file_that_is_no_analysis(tmp_path, text):
+    "change",
+    [
+        {"about": {}},
+        {"head": []},
+        {"head": [None]},
+        {"basis": [2]},
+        {"gains": [{"plan": "b2", "mean": [], "error": 0, "each": [0], "loss": 0}]},
+        {"gains": [{"plan": 2, "mean": 0, "error": 0, "each": [0], "loss": 0}]},
+        {"gains": [{"plan": "b2", "mean": 0, "error": 0, "each": [0]}]},
+        "{}", "[1]", "no json",
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_analysis(tmp_path, change):
     path = tmp_path / "gains.json"
-    path.write_text(text)
+    found = analyze.Contributions({"format": analyze.FORMAT}, [50.0], 2, {}, {})
+    path.write_text(found.to_json())
+    assert analyze.read(path) == found
+    whole = json.loads(found.to_json())
+    path.write_text(change if isinstance(change, str) else json.dumps(whole | change))
     with pytest.raises(SproutError, match="is not an analysis of this version"):
         analyze.read(path)

@@ -243,9 +243,8 @@ class Bench:
         digest = hashlib.sha256(np.ascontiguousarray(frames).tobytes() + some.y.tobytes())
         self.about: dict[str, Any] = {
             "format": FORMAT,
-            "model": hashlib.sha256(model).hexdigest(),
+            **subject(model, classes),
             "samples": digest.hexdigest(),
-            "classes": classes,
             "max_classes": max_classes,
             "settings": dataclasses.asdict(settings),
             "arithmetic": self._arithmetic(),
@@ -337,6 +336,11 @@ class Bench:
             yield frozen
 
 
+def subject(model: bytes, classes: list[str] | None) -> dict[str, Any]:
+    """Return what an analysis is of: the digest of a model file, and the classes."""
+    return {"model": hashlib.sha256(model).hexdigest(), "classes": classes}
+
+
 def first_layer(plan: UpdatePlan, n: int) -> int:
     """Return the first convolution of n that learns."""
     return min([n - 1, n - max(plan.biases, 1), *plan.weights])
@@ -386,26 +390,36 @@ class Contributions:
         return json.dumps(result, indent=1) + "\n"
 
 
-def read(path: Path) -> Contributions:
-    """Read the file of an analysis.  Raises SproutError."""
+def read(path: Path, of: dict[str, Any] | None = None) -> Contributions:
+    """Read the file of an analysis, which has to be ``of`` this ``subject``.  Raises
+    SproutError."""
     try:
         found = json.loads(path.read_text())
-        result = Contributions(found["about"], found["head"], found["basis"], {}, {})
+        head = [float(percent) for percent in found["head"]]
+        result = Contributions(found["about"], head, int(found["basis"]), {}, {})
         for row in found["gains"]:
-            gain = Gain(row["mean"], row["error"], row["each"], row["loss"])
+            each = [float(points) for points in row["each"]]
+            gain = Gain(float(row["mean"]), float(row["error"]), each, float(row["loss"]))
             plan = plans.parse(row["plan"], 1 << 16)
             if plan.biases:
                 result.biases[plan.biases] = gain
             else:
                 result.weights[next(iter(plan.weights.items()))] = gain
-        if result.about["format"] != FORMAT:
+        if result.about["format"] != FORMAT or not head:
             raise KeyError("format")
     except FileNotFoundError:
         raise SproutError(f"{path} does not exist: make it with 'sprout analyze -o'.") from None
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, SproutError):
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, SproutError
+    ):  # fmt: skip
         raise SproutError(
             f"{path} is not an analysis of this version: make it with 'sprout analyze -o'."
         ) from None
+    if any(result.about.get(key) != value for key, value in (of or {}).items()):
+        raise SproutError(
+            f"{path} is of another model or other classes: make one of these with 'sprout "
+            "analyze -o'."
+        )
     return result
 
 

@@ -27,6 +27,7 @@ from .analyze import (
     analyze,
     mean_loss,
     read,
+    subject,
 )
 from .blob import FLAG_LEARNS, Blob
 from .compile import compile_model
@@ -111,7 +112,7 @@ def choose_plan(
             bench = make_bench(model, want.data, want, console, report)
             found = analyze(bench, want.ram, want.rows)
         elif want.analysis is not None:
-            found = read(want.analysis)
+            found = read(want.analysis, subject(model.read_bytes(), want.classes))
         choices: list[choose.Choice] = []
         if want.select == "eliminate":
             assert bench is not None and found is not None
@@ -225,12 +226,7 @@ def frontier_points(
     if analysis is None:
         found = analyze(bench, max(budgets), rows)
     else:
-        found = read(analysis)
-        if any(found.about.get(key) != bench.about[key] for key in ("model", "classes")):
-            raise SproutError(
-                f"{analysis} is of another model or other classes: make one of these with 'sprout "
-                "analyze -o'."
-            )
+        found = read(analysis, {key: bench.about[key] for key in ("model", "classes")})
     return measure(bench, list(plans(network, found, budgets, report)))
 
 
