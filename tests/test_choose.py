@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command_line import sprout
 from nets import Maker, everything_net, picture, residual_net
-from sprout import choose, cli, frontends, frontier
+from sprout import auto, choose, cli, frontends, frontier
 from sprout import plan as plans
 from sprout.analyze import Contributions, Gain
 from sprout.arguments import read_blob
@@ -235,6 +235,11 @@ class RatedBench:
         return RatedBench(self.loss, rate)
 
     def run(self, texts, phase):
+    assert "the optimum of the measured gains (" in auto._proof(choices[0], False)
+    for choice in choices[1:]:
+        assert choice.plan.biases >= choice.at_least in (2, 3)
+        said = f"of the measured gains among plans with at least {choice.at_least} biases ("
+        assert said in auto._proof(choice, False)
         rate = self.task.settings.rate
         return results({text: self.loss(int(text[1:]), rate) for text in texts})
 

@@ -189,6 +189,8 @@ def _trials(choices: Sequence[choose.Choice], results: Results) -> Table:
 
 def _proof(choice: choose.Choice, by_rule: bool) -> str:
     """How good the plan is among all, in a line."""
+    if choice.at_least:
+        of += f" among plans with at least {choice.at_least} biases"
     if choice.short > 1e-6:
         word = f"at most {choice.short:.3f} points below the optimum"
     else:

@@ -29,6 +29,7 @@ import ctypes
 import dataclasses
 import heapq
 import itertools
+import math
 import os
 import sys
 import time
@@ -130,7 +131,8 @@ def rule(network: Footprint) -> Gains:
 @dataclass
 class Choice:
     """A plan, its predicted gain, by how much the optimum may be better at most (both points), and
-    what it takes, compiled; the effort of finding it: programmes solved, plans compiled, seconds.
+    what it takes, compiled; the effort of finding it: programmes solved, plans compiled, seconds;
+    ``at_least`` is the number of biases that the optimum was bound to have.
     """
 
     plan: UpdatePlan
@@ -141,6 +143,7 @@ class Choice:
     solved: int
     compiled: int
     seconds: float
+    at_least: int = 0
 
 
 class _Programme:
@@ -403,17 +406,18 @@ def trials(
     build: Callable[[UpdatePlan], Blob] | None = None,
     report: Reporter | None = None,
 ) -> list[Choice]:
-    """Return the optimum, and that with at least each of ``LEAST`` of the biases, each plan once.
-    Raises SproutError as ``best`` does."""
+    """Return the optimum, and that with at least each of ``LEAST`` of the biases where so many
+    fit, each plan once.  Raises SproutError as ``best`` does."""
     gains = from_analysis(found)
     ahead = sum(gain for gain in gains.weights.values() if gain > 0)  # of any sum of weights
     choices: list[Choice] = []
-    for least in LEAST:
+    for least in (math.ceil(share * len(network.convs)) for share in LEAST):
         bonus = ahead if least else 0.0
-        some = {k: g + bonus for k, g in gains.biases.items() if k >= least * len(network.convs)}
+        some = {k: g + bonus for k, g in gains.biases.items() if k >= least}
         choice = best(network, Gains(some, gains.weights), ram, macs, build, report)
-        if choice.plan not in [other.plan for other in choices]:
-            choices.append(dataclasses.replace(choice, gain=gains.of(choice.plan)))
+        if choice.plan.biases >= least and choice.plan not in [c.plan for c in choices]:
+            gain = gains.of(choice.plan)
+            choices.append(dataclasses.replace(choice, gain=gain, at_least=least))
     return choices
 
 
