@@ -32,7 +32,7 @@ from .analyze import (
 from .blob import FLAG_LEARNS, Blob
 from .compile import compile_model
 from .data import load_samples
-from .footprint import Footprint, measured
+from .footprint import Footprint
 from .frontends.head import replace_head
 from .frontier import FAMILIES, Point, measure, plans
 from .graph import SproutError
@@ -119,11 +119,6 @@ def choose_plan(
             plan = choose.eliminate(bench, network, found, want.within, want.ram, macs)
             say(f"backward elimination leaves {plan}")
             blob, gain = make(plan), choose.from_analysis(found).of(plan)
-            if measured(blob).ram > want.ram:
-                raise SproutError(
-                    f"Backward elimination ends at {measured(blob).ram:,} bytes of RAM and --ram "
-                    f"allows {want.ram:,}: allow more."
-                )
         elif bench is not None and found is not None:
             choices = choose.trials(network, found, want.ram, macs, make, report)
             bench = bench.having(samples=bench.all_samples)
@@ -189,13 +184,13 @@ def _trials(choices: Sequence[choose.Choice], results: Results) -> Table:
 
 def _proof(choice: choose.Choice, by_rule: bool) -> str:
     """How good the plan is among all, in a line."""
-    if choice.at_least:
-        of += f" among plans with at least {choice.at_least} biases"
     if choice.short > 1e-6:
         word = f"at most {choice.short:.3f} points below the optimum"
     else:
         word = "the optimum"
     of = "by the rule for unknown data" if by_rule else "of the measured gains"
+    if choice.at_least:
+        of += f" among plans with at least {choice.at_least} biases"
     return (
         f"{choice.plan}: {word} {of} ({choice.solved} programmes solved, {choice.compiled} plans "
         f"compiled, {choice.seconds:.1f} s)"

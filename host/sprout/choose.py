@@ -350,7 +350,7 @@ class _Search:
             self.compiled += 1
             blob = self.build(plan)
             cost = measured(blob)
-            if cost.ram <= self.ram and (self.macs is None or cost.macs <= self.macs):
+            if _fits(cost, self.ram, self.macs):
                 return plan, blob
             self.over.append(cost.ram - self.ram)
             self.offer(case, programme, [*cuts, cut], whole=True)
@@ -389,12 +389,24 @@ def best(
         cost, gain, seconds = measured(blob), gains.of(plan), time.perf_counter() - start
         short = 0.0 if bound is None else max(0.0, bound - (gain - TIE * cost.ram / ram))
         return Choice(plan, gain, short, cost, blob, search.solved, search.compiled, seconds)
-    least = measured(search.build(UpdatePlan()))
-    raise SproutError(
+    raise _nothing_fits(network, measured(search.build(UpdatePlan())), ram, macs)
+
+
+def _fits(cost: Cost, ram: int | None, macs: int | None) -> bool:
+    return (ram is None or cost.ram <= ram) and (macs is None or cost.macs <= macs)
+
+
+def _nothing_fits(
+    network: Footprint, least: Cost, ram: int | None, macs: int | None
+) -> SproutError:
+    """What to say where the head alone, which takes ``least``, is too much."""
+    allowed = [f"--ram allows {ram:,}"] if ram is not None else []
+    allowed += [f"--step-mmac {macs:,} MACs"] if macs is not None else []
+    by_rows = not network.rows and ram is not None and least.ram > ram
+    return SproutError(
         f"No plan fits: the head alone takes {least.ram:,} bytes of RAM and {least.macs:,} MACs a "
-        f"step, and --ram allows {ram:,}"
-        + (f", --step-mmac {macs:,} MACs" if macs is not None else "")
-        + "; allow more, or let frames arrive by rows (--rows)."
+        f"step, and {', '.join(allowed)}; allow more"
+        + (", or let frames arrive by rows (--rows)." if by_rows else ".")
     )
 
 
@@ -442,8 +454,12 @@ def eliminate(
     Weights go first, the one with the least gain for its bytes before the others, then the biases
     from the first on.  Each time the rest is trained; what cannot be missed, because the accuracy
     falls more than ``within`` points below that of all together, goes on learning.  With ``ram``
-    or ``macs`` freezing goes on in the same order, whatever the accuracy, until the plan fits.
+    or ``macs`` freezing goes on in the same order, whatever the accuracy, until the plan fits,
+    compiled.  Raises SproutError if not even the head alone does.
     """
+    least = measured(network.build(UpdatePlan()))
+    if not _fits(least, ram, macs):
+        raise _nothing_fits(network, least, ram, macs)
     gains = from_analysis(found)
     plan = UpdatePlan(max(gains.biases, default=0))
     for i in {i for i, _ in gains.weights}:
@@ -455,8 +471,8 @@ def eliminate(
         return gains.weights[key] / network.weight(*key).trained
 
     def fits(plan: UpdatePlan) -> bool:
-        cost = network.cost(plan)
-        return (ram is None or cost.ram <= ram) and (macs is None or cost.macs <= macs)
+        modelled = _fits(network.cost(plan), ram, macs)
+        return modelled and _fits(measured(network.build(plan)), ram, macs)
 
     for may_lose in (False, True):
         for i in sorted(plan.weights, key=price):
