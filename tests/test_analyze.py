@@ -319,6 +319,18 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
     assert "gains.json is of another model or other classes" in capsys.readouterr().err
 
 
+def test_one_seed_has_no_error(tiny, tmp_path, capsys):
+    one = (*tiny, "--seeds", "1")
+    assert sprout("analyze", *one, "--ram", "7K", "-o", "gains.json") == 0
+    some = ("--budgets", "7K", "--analysis", "gains.json", "--png", "f.png", "--json", "f.json")
+    assert sprout("frontier", *one, *some) == 0
+    assert "nan" not in capsys.readouterr().out
+    for name, key in (("gains.json", "gains"), ("f.json", "points")):
+        text = (tmp_path / name).read_text()
+        found = json.loads(text, parse_constant=pytest.fail)  # what JSON has not
+        assert {row["error"] for row in found[key]} == {None}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -356,13 +356,18 @@ def mean_loss(results: Sequence[dict[str, Any]]) -> float:
     return float(np.mean([r["loss"] for r in results]))
 
 
+def standard_error(each: np.ndarray) -> float | None:
+    """Of the mean of seeds; None with one seed."""
+    return float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None
+
+
 @dataclass
 class Gain:
-    """What a candidate gained, in points: the mean, its standard error over the seeds, each
-    seed; ``loss`` is how much lower the held-out loss was (nats)."""
+    """What a candidate gained, in points: the mean, its standard error over the seeds (None with
+    one seed), each seed; ``loss`` is how much lower the held-out loss was (nats)."""
 
     mean: float
-    error: float
+    error: float | None
     each: list[float] = field(default_factory=list)
     loss: float = 0.0
 
@@ -399,7 +404,8 @@ def read(path: Path, of: dict[str, Any] | None = None) -> Contributions:
         result = Contributions(found["about"], head, int(found["basis"]), {}, {})
         for row in found["gains"]:
             each = [float(points) for points in row["each"]]
-            gain = Gain(float(row["mean"]), float(row["error"]), each, float(row["loss"]))
+            error = None if row["error"] is None else float(row["error"])
+            gain = Gain(float(row["mean"]), error, each, float(row["loss"]))
             plan = plans.parse(row["plan"], 1 << 16)
             if plan.biases:
                 result.biases[plan.biases] = gain
@@ -496,5 +502,4 @@ def _gain(results: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -
     """What a plan gains over another with the same seeds."""
     each = accuracies(results) - accuracies(before)
     loss = float(np.mean([b["loss"] - r["loss"] for r, b in zip(results, before, strict=True)]))
-    error = float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
-    return Gain(float(each.mean()), error, each.tolist(), loss)
+    return Gain(float(each.mean()), standard_error(each), each.tolist(), loss)

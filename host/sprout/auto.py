@@ -197,6 +197,10 @@ def _proof(choice: choose.Choice, by_rule: bool) -> str:
     )
 
 
+def _error(points: float | None) -> str:
+    return "" if points is None else f"{points:.1f}"
+
+
 def table(found: Contributions) -> Table:
     """The candidates that gain most, by the loss, which is less noisy than accuracy."""
     head = sum(found.head) / len(found.head)
@@ -208,7 +212,7 @@ def table(found: Contributions) -> Table:
     rows += [(f"{i}:{f}", g) for (i, f), g in found.weights.items()]
     for name, gain in sorted(rows, key=lambda row: -row[1].loss)[:BEST_SHOWN]:
         each = ", ".join(f"{g:+.1f}" for g in gain.each)
-        result.add_row(name, f"{gain.mean:+.1f}", f"{gain.error:.1f}", f"{-gain.loss:+.3f}", each)
+        result.add_row(name, f"{gain.mean:+.1f}", _error(gain.error), f"{-gain.loss:+.3f}", each)
     for column in result.columns[1:]:
         column.justify = "right"
     return result
@@ -246,7 +250,7 @@ def frontier_table(points: Sequence[Point]) -> Table:
     for p in points:
         result.add_row(
             FAMILIES[p.family], p.plan, f"{p.ram:,}", f"{p.macs:,}", f"{p.rate:g}",
-            f"{p.accuracy:.1f}", f"{p.error:.1f}",
+            f"{p.accuracy:.1f}", _error(p.error),
         )  # fmt: skip
     for column in result.columns[2:]:
         column.justify = "right"
