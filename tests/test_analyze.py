@@ -251,6 +251,17 @@ def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
         make_bench(tmp_path, scheduler="tcp://127.0.0.1:9").run(["b2"], "x")
 
 
+def test_a_scheduler_without_workers_is_told(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(analyze, "WAIT", 1)
+    options = {"n_workers": 0, "processes": False, "protocol": "tcp", "dashboard_address": None}
+    with (
+        distributed.LocalCluster(**options, local_directory=str(tmp_path)) as cluster,
+        pytest.raises(SproutError, match="has no workers: start some with 'dask worker tcp://"),
+    ):
+        make_bench(tmp_path, scheduler=cluster.scheduler_address).run(["b2"], "x")
+
+
 # --- the commands --------------------------------------------------------------------------------
 
 

@@ -188,6 +188,7 @@ def _cluster(address: str) -> Iterator[None]:
 
     try:
         from distributed import Client
+        from distributed.exceptions import WorkerStartTimeoutError
     except ImportError:
         raise SproutError(
             "--scheduler needs Dask: pip install -r requirements-dev.txt, which pins it."
@@ -200,6 +201,13 @@ def _cluster(address: str) -> Iterator[None]:
             "with 'dask scheduler' and give its address, such as tcp://192.168.0.7:8786."
         ) from None
     with client, joblib.parallel_config(backend="dask", client=client):
+        try:
+            client.wait_for_workers(1, timeout=WAIT)
+        except WorkerStartTimeoutError:
+            raise SproutError(
+                f"The Dask scheduler at {address} has no workers: start some with 'dask worker "
+                f"{address}'."
+            ) from None
         yield
 
 
