@@ -16,7 +16,7 @@ from sprout.arguments import read_blob
 from sprout.compile import compile_graph
 from sprout.data import Samples
 from sprout.engine import Engine
-from sprout.footprint import Footprint
+from sprout.footprint import Footprint, measured
 from sprout.graph import SproutError
 from sprout.schedule import rate_at, rate_parts, sample_order
 
@@ -315,6 +315,9 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
     assert {p["family"] for p in points} == set(frontier.FAMILIES)
     for p, ram in zip([p for p in points if p["family"] == "found"], (6, 7, 8), strict=True):
         assert p["ram"] <= ram << 10 and len(p["each"]) == 3
+    for p in points:
+        cost = measured(compile_graph(residual_net(), p["plan"]))
+        assert (p["ram"], p["macs"]) == (cost.ram, cost.macs)
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
     output = capsys.readouterr().out
     assert "the plan found for each budget" in output and "Nothing fits" not in output
