@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -202,6 +203,11 @@ def test_results_are_kept_by_what_they_depend_on(tmp_path, monkeypatch, change):
     assert done == [("b3", 0), ("b3", 1)]
 
 
+def test_a_rate_that_is_none_is_told_before_anything_is_measured():
+    with pytest.raises(SproutError, match="The learning rate is -1 and must lie between"):
+        make_bench("unused", Settings(samples=24, rate=-1))
+
+
 def test_too_few_samples_are_told():
     with pytest.raises(SproutError, match="needs at least 60 samples and there are 24"):
         make_bench("unused", Settings(seeds=30))
@@ -293,7 +299,10 @@ def test_analyze_then_compile(tiny, tmp_path, capsys):
     assert sprout("compile", *tiny, *common) == 0
     with_data = capsys.readouterr().out
     assert with_data.splitlines()[0].split(":")[0] == by_file.splitlines()[0].split(":")[0]
-    assert "predicted gain" in with_data and "true gain" in with_data
+    said = re.search(r"predicted gain .* true gain (.*) \((.*)\): (.*) -> (.*) %", with_data)
+    gain, each, before, after = said.groups()
+    assert float(gain) == pytest.approx(float(after) - float(before), abs=0.11)
+    assert float(gain) == pytest.approx(np.mean([float(g) for g in each.split(",")]), abs=0.11)
     _, blob = read_blob(tmp_path / "net.sprout")
     assert blob.arena_len + blob.trained_len + blob.scratch_len + blob.program_len <= 7 << 10
     assert sprout("compile", *tiny, *common, "--select", "eliminate", "--within", "50") == 0

@@ -49,7 +49,7 @@ from .graph import Graph, SproutError
 from .plan import UpdatePlan
 from .progress import Reporter
 from .replay import Replay, Span, boundary, fingerprint, learn, logits
-from .schedule import sample_order
+from .schedule import rate_parts, sample_order
 
 FOLDER = Path("build/analysis")
 """Where results are kept if the user names no other place."""
@@ -236,6 +236,7 @@ class Bench:
             Bench, graph, model, samples, classes, max_classes, folder=folder, scheduler=scheduler,
             report=report, input_range=input_range,
         )  # fmt: skip
+        rate_parts(settings.rate)  # complains
         self.all_samples = len(samples)
         count = min(settings.samples, len(samples))
         parts = max(3, settings.seeds)

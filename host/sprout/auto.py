@@ -138,10 +138,14 @@ def choose_plan(
     if found is not None:
         head = sum(found.head) / len(found.head)
         text = f"head alone {head:.1f} %, predicted gain {gain:+.1f} points"
-        if results:
-            true = accuracies(results[str(plan)]) - accuracies(results["last"])
+        if bench:
+            before, after = (accuracies(results[name]) for name in ("last", str(plan)))
+            true = after - before
             each = ", ".join(f"{t:+.1f}" for t in true)
-            text += f", true gain {true.mean():+.1f} ({each})"
+            text += (
+                f", true gain {true.mean():+.1f} ({each}): {before.mean():.1f} -> "
+                f"{after.mean():.1f} % with {len(bench.task.labels):,} samples"
+            )
         say(text)
     return blob
 
