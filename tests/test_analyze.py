@@ -342,6 +342,11 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
     assert "gains.json is of another model or other classes" in capsys.readouterr().err
 
 
+def test_classes_without_a_name_are_refused(tiny, capsys):
+    assert sprout("analyze", *tiny, "--classes", "") == 1
+    assert "has an empty or a repeated name" in capsys.readouterr().err
+
+
 def test_one_seed_has_no_error(tiny, tmp_path, capsys):
     one = (*tiny, "--seeds", "1")
     assert sprout("analyze", *one, "--ram", "7K", "-o", "gains.json") == 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -64,12 +63,6 @@ class Wanted:
     rate: float = 0.004
     cache: Path = Path("build/analysis")
     scheduler: str | None = None
-
-
-def wanted(options: dict[str, Any]) -> Wanted:
-    """Return what the options of a command ask for."""
-    names = options.pop("classes")
-    return Wanted(names and [name.strip() for name in names.split(",")], **options)
 
 
 def make_bench(model: Path, data: Path, want: Wanted, console: Console, report: Reporter) -> Bench:
