@@ -296,6 +296,7 @@ def test_analyze_then_compile(tiny, tmp_path, capsys):
     assert sprout("compile", "net.tflite", "--analysis", "gains.json", *common) == 0
     by_file = capsys.readouterr().out
     assert "of the measured gains" in by_file and "true gain" not in by_file
+    assert "leaves out" not in by_file
     assert sprout("compile", *tiny, *common) == 0
     with_data = capsys.readouterr().out
     assert with_data.splitlines()[0].split(":")[0] == by_file.splitlines()[0].split(":")[0]
@@ -308,6 +309,10 @@ def test_analyze_then_compile(tiny, tmp_path, capsys):
     assert sprout("compile", *tiny, *common, "--select", "eliminate", "--within", "50") == 0
     assert "backward elimination leaves" in capsys.readouterr().out
     by_file = ("--analysis", "gains.json", *common)
+    assert sprout("analyze", *tiny, "--ram", "6K", "-o", "gains.json") == 0
+    assert sprout("compile", "net.tflite", *by_file) == 0
+    note = "gains.json leaves out what takes more than 6,144 bytes by itself"
+    assert note in capsys.readouterr().out
     assert sprout("compile", "net.tflite", "--classes", "a,b,c,d", *by_file) == 1
     assert "gains.json is of another model or other classes" in capsys.readouterr().err
     (tmp_path / "net.tflite").write_bytes(b"another network")
@@ -336,6 +341,10 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
     assert json.loads((tmp_path / "g.json").read_text())["points"] == points
     assert "Nothing fits 1,024 bytes: the least plan here takes" in capsys.readouterr().out
     gains = json.loads((tmp_path / "gains.json").read_text())
+    gains["about"]["ram"] = 6 << 10
+    (tmp_path / "gains.json").write_text(json.dumps(gains))
+    assert sprout("frontier", *tiny, *again, "--png", "g.png") == 0
+    assert "gains.json leaves out what takes more than 6,144" in capsys.readouterr().out
     gains["about"]["classes"] = ["others"]
     (tmp_path / "gains.json").write_text(json.dumps(gains))
     assert sprout("frontier", *tiny, *again, "--png", "g.png") != 0

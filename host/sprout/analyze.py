@@ -385,8 +385,9 @@ class Gain:
 class Contributions:
     """The result of an analysis: gains by number of last biases, and by weight.
 
-    ``about`` is what they depend on, ``head`` the accuracy (percent) by seed of the head alone,
-    ``basis`` the number of last biases that weights were measured with, at least.
+    ``about`` is what they depend on, and how many bytes of RAM a candidate may take, ``head`` the
+    accuracy (percent) by seed of the head alone, ``basis`` the number of last biases that weights
+    were measured with, at least.
     """
 
     about: dict[str, Any]
@@ -473,7 +474,7 @@ def analyze(bench: Bench, ram: int, rows: bool = False) -> Contributions:
     biases = {plan.biases: text for text, plan in single.items() if plan.biases}
     results = bench.run(["last", *biases.values()], "analysing biases")
     found = Contributions(
-        bench.about, accuracies(results["last"]).tolist(), 0,
+        {**bench.about, "ram": ram}, accuracies(results["last"]).tolist(), 0,
         {k: _gain(results[text], results["last"]) for k, text in sorted(biases.items())}, {},
     )  # fmt: skip
     found.basis = basis(found.biases)

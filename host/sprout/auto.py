@@ -106,6 +106,8 @@ def choose_plan(
             found = analyze(bench, want.ram, want.rows)
         elif want.analysis is not None:
             found = read(want.analysis, subject(model.read_bytes(), want.classes))
+            if note := _left_out(found, want.analysis, want.ram):
+                say(note)
         choices: list[choose.Choice] = []
         if want.select == "eliminate":
             assert bench is not None and found is not None
@@ -162,6 +164,17 @@ def find_rate(bench: Bench, blob: Blob, say: Callable[[str], None]) -> float:
     found = rates.find(bench, blob.info["plan"])
     say(str(found))
     return found.rate
+
+
+def _left_out(found: Contributions, path: Path, ram: int) -> str:
+    """Say that an analysis was for less than ``ram`` bytes, if it was."""
+    limit = found.about.get("ram", ram)
+    if limit >= ram:
+        return ""
+    return (
+        f"{path} leaves out what takes more than {limit:,} bytes by itself: 'sprout analyze --ram "
+        f"{ram}' may lead to better plans."
+    )
 
 
 def _trials(choices: Sequence[choose.Choice], results: Results) -> Table:
@@ -225,6 +238,8 @@ def frontier_points(
         found = analyze(bench, max(budgets), rows)
     else:
         found = read(analysis, {key: bench.about[key] for key in ("model", "classes")})
+        if note := _left_out(found, analysis, max(budgets)):
+            report.console.print(note, markup=False, soft_wrap=True)
     return measure(bench, list(plans(network, found, budgets, report)))
 
 
