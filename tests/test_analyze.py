@@ -208,6 +208,17 @@ def test_a_rate_that_is_none_is_told_before_anything_is_measured():
         make_bench("unused", Settings(samples=24, rate=-1))
 
 
+def test_candidates_are_sized_again_by_other_code(tmp_path, monkeypatch):
+    count_work(monkeypatch)
+    real, sized = analyze.candidates, []
+    monkeypatch.setattr(analyze, "candidates", lambda *a: sized.append(1) or real(*a))
+    ram = Footprint(residual_net()).cost(analyze.plans.parse("b3", 5)).ram
+    for code, times in (("old", 1), ("old", 1), ("new", 2)):
+        monkeypatch.setattr(analyze, "code_digest", lambda code=code: code)
+        analyze.analyze(make_bench(tmp_path), ram)
+        assert len(sized) == times
+
+
 def test_too_few_samples_are_told():
     with pytest.raises(SproutError, match="needs at least 60 samples and there are 24"):
         make_bench("unused", Settings(seeds=30))

@@ -46,6 +46,7 @@ from .engine import Engine
 from .footprint import Footprint, Key
 from .frontends.head import replace_head
 from .graph import Graph, SproutError
+from .places import code_digest
 from .plan import UpdatePlan
 from .progress import Reporter
 from .replay import Replay, Span, boundary, fingerprint, learn, logits
@@ -463,7 +464,7 @@ def analyze(bench: Bench, ram: int, rows: bool = False) -> Contributions:
     """Measure every candidate that fits ``ram`` bytes; see above."""
     network = Footprint(bench.task.network(0), bench.task.settings.fractions, rows)
     sizes = Cache(bench.cache.folder / "candidates")  # a minute's work for a large network
-    key = {**bench.about, "ram": ram, "rows": rows}
+    key = {**bench.about, "ram": ram, "rows": rows, "code": code_digest()}
     kept = sizes.get(key)
     if kept is None:
         kept = {"plans": candidates(network, ram, bench.report)}
