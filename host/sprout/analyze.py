@@ -333,12 +333,12 @@ class Bench:
                     break
                 some[first] = cut, spans
             work = [(part, texts[first]) for first in some for part in parts]
-            data = [
-                array
-                for _, array in sorted(
-                    spread(work, freeze, self.scheduler), key=lambda item: item[0]
-                )
-            ]
+            done: dict[int, np.ndarray] = {}
+            for i, array in spread(work, freeze, self.scheduler):
+                done[i] = array
+                if self.report:
+                    self.report("running frozen parts", len(done), len(work))
+            data = [done[i] for i in range(len(work))]
             for number, (first, (cut, spans)) in enumerate(some.items()):
                 del todo[first]
                 mine = data[number * len(parts) :][: len(parts)]
