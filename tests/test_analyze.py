@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -265,6 +266,12 @@ def test_a_cluster_loses_nothing_when_a_worker_is_killed(tmp_path, monkeypatch):
 def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(analyze, "WAIT", 1)
     with pytest.raises(SproutError, match="No Dask scheduler answers at tcp://127.0.0.1:9"):
+        make_bench(tmp_path, scheduler="tcp://127.0.0.1:9").run(["b2"], "x")
+
+
+def test_a_scheduler_needs_dask(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SproutError, match="needs Dask: pip install distributed"):
         make_bench(tmp_path, scheduler="tcp://127.0.0.1:9").run(["b2"], "x")
 
 

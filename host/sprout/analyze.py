@@ -192,7 +192,7 @@ def _cluster(address: str) -> Iterator[None]:
         from distributed.exceptions import WorkerStartTimeoutError
     except ImportError:
         raise SproutError(
-            "--scheduler needs Dask: pip install -r requirements-dev.txt, which pins it."
+            "--scheduler needs Dask: pip install distributed, at the version that runs there."
         ) from None
     try:
         client = Client(address, timeout=WAIT)
