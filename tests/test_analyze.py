@@ -369,6 +369,13 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
     assert "gains.json is of another model or other classes" in capsys.readouterr().err
 
 
+def test_what_cannot_fit_is_told_before_anything_is_measured(tiny, tmp_path, capsys):
+    options = ("--plan", "auto", "--ram", "1M", "--step-mmac", "0.0001", "-o", "net.sprout")
+    assert sprout("compile", *tiny, *options) == 1
+    assert "No plan fits: the head alone takes" in capsys.readouterr().err
+    assert not (tmp_path / "build").exists()
+
+
 def test_classes_without_a_name_are_refused(tiny, capsys):
     assert sprout("analyze", *tiny, "--classes", "") == 1
     assert "has an empty or a repeated name" in capsys.readouterr().err

@@ -290,7 +290,10 @@ class FakeBench:
     """A bench whose plans are right as often as a formula says."""
 
     def __init__(self, right):
-        self.right, self.asked = right, []
+        self.right, self.asked, self.told = right, [], []
+
+    def report(self, phase, done, total):
+        self.told.append((phase, done, total))
 
     def run(self, texts, phase):
         self.asked += texts
@@ -317,6 +320,7 @@ def test_elimination_freezes_all_that_is_not_missed():
     plan = choose.eliminate(bench, network, found, within=2.0)
     assert str(plan) == "b3,3:1"
     assert len(bench.asked) == len(set(bench.asked)) == 7
+    assert bench.told == [("eliminating", done, 7) for done in range(1, 8)]
 
 
 def test_elimination_goes_on_until_the_plan_fits():

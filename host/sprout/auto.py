@@ -102,6 +102,7 @@ def choose_plan(
     found: Contributions | None = None
     with Reporter(console) as report:
         if want.data is not None:
+            choose.require_head(network, want.ram, macs)
             bench = make_bench(model, want.data, want, console, report)
             found = analyze(bench, want.ram, want.rows)
         elif want.analysis is not None:

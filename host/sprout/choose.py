@@ -396,6 +396,13 @@ def _fits(cost: Cost, ram: int | None, macs: int | None) -> bool:
     return (ram is None or cost.ram <= ram) and (macs is None or cost.macs <= macs)
 
 
+def require_head(network: Footprint, ram: int | None, macs: int | None) -> None:
+    """Raise SproutError if not even the head alone fits."""
+    least = measured(network.build(UpdatePlan()))
+    if not _fits(least, ram, macs):
+        raise _nothing_fits(network, least, ram, macs)
+
+
 def _nothing_fits(
     network: Footprint, least: Cost, ram: int | None, macs: int | None
 ) -> SproutError:
@@ -457,14 +464,20 @@ def eliminate(
     or ``macs`` freezing goes on in the same order, whatever the accuracy, until the plan fits,
     compiled.  Raises SproutError if not even the head alone does.
     """
-    least = measured(network.build(UpdatePlan()))
-    if not _fits(least, ram, macs):
-        raise _nothing_fits(network, least, ram, macs)
+    require_head(network, ram, macs)
     gains = from_analysis(found)
     plan = UpdatePlan(max(gains.biases, default=0))
     for i in {i for i, _ in gains.weights}:
         plan.weights[i] = max(f for j, f in gains.weights if j == i)
-    target = _trained(bench, plan) - within
+    steps, total = itertools.count(1), 1 + len(plan.weights) + len(gains.biases)
+
+    def trained(plan: UpdatePlan) -> float:
+        result = float(accuracies(bench.run([str(plan)], "trying")[str(plan)]).mean())
+        if bench.report:
+            bench.report("eliminating", next(steps), total)
+        return result
+
+    target = trained(plan) - within
 
     def price(i: int) -> float:
         key = i, plan.weights[i]
@@ -479,18 +492,13 @@ def eliminate(
             if may_lose and fits(plan):
                 break
             less = UpdatePlan(plan.biases, {j: f for j, f in plan.weights.items() if j != i})
-            if may_lose or _trained(bench, less) >= target:
+            if may_lose or trained(less) >= target:
                 plan = less
         for k in sorted((k for k in (0, *gains.biases) if k < plan.biases), reverse=True):
             if may_lose and fits(plan):
                 break
             less = UpdatePlan(k, dict(plan.weights))
-            if not may_lose and _trained(bench, less) < target:
+            if not may_lose and trained(less) < target:
                 break
             plan = less
     return plan
-
-
-def _trained(bench: Bench, plan: UpdatePlan) -> float:
-    """Held-out accuracy of a plan, in percent, mean of the seeds."""
-    return float(accuracies(bench.run([str(plan)], "eliminating")[str(plan)]).mean())
