@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from sprout.arguments import read_blob
 from sprout.compile import compile_graph
 from sprout.data import Samples
 from sprout.engine import Engine
-from sprout.footprint import Footprint
+from sprout.footprint import Footprint, measured
 from sprout.graph import SproutError
 from sprout.schedule import rate_at, rate_parts, sample_order
 
@@ -202,6 +204,22 @@ def test_results_are_kept_by_what_they_depend_on(tmp_path, monkeypatch, change):
     assert done == [("b3", 0), ("b3", 1)]
 
 
+def test_a_rate_that_is_none_is_told_before_anything_is_measured():
+    with pytest.raises(SproutError, match="The learning rate is -1 and must lie between"):
+        make_bench("unused", Settings(samples=24, rate=-1))
+
+
+def test_candidates_are_sized_again_by_other_code(tmp_path, monkeypatch):
+    count_work(monkeypatch)
+    real, sized = analyze.candidates, []
+    monkeypatch.setattr(analyze, "candidates", lambda *a: sized.append(1) or real(*a))
+    ram = Footprint(residual_net()).cost(analyze.plans.parse("b3", 5)).ram
+    for code, times in (("old", 1), ("old", 1), ("new", 2)):
+        monkeypatch.setattr(analyze, "code_digest", lambda code=code: code)
+        analyze.analyze(make_bench(tmp_path), ram)
+        assert len(sized) == times
+
+
 def test_too_few_samples_are_told():
     with pytest.raises(SproutError, match="needs at least 60 samples and there are 24"):
         make_bench("unused", Settings(seeds=30))
@@ -251,6 +269,23 @@ def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
         make_bench(tmp_path, scheduler="tcp://127.0.0.1:9").run(["b2"], "x")
 
 
+def test_a_scheduler_needs_dask(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SproutError, match="needs Dask: pip install distributed"):
+        make_bench(tmp_path, scheduler="tcp://127.0.0.1:9").run(["b2"], "x")
+
+
+def test_a_scheduler_without_workers_is_told(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(analyze, "WAIT", 1)
+    options = {"n_workers": 0, "processes": False, "protocol": "tcp", "dashboard_address": None}
+    with (
+        distributed.LocalCluster(**options, local_directory=str(tmp_path)) as cluster,
+        pytest.raises(SproutError, match="has no workers: start some with 'dask worker tcp://"),
+    ):
+        make_bench(tmp_path, scheduler=cluster.scheduler_address).run(["b2"], "x")
+
+
 # --- the commands --------------------------------------------------------------------------------
 
 
@@ -279,14 +314,28 @@ def test_analyze_then_compile(tiny, tmp_path, capsys):
     assert sprout("compile", "net.tflite", "--analysis", "gains.json", *common) == 0
     by_file = capsys.readouterr().out
     assert "of the measured gains" in by_file and "true gain" not in by_file
+    assert "leaves out" not in by_file
     assert sprout("compile", *tiny, *common) == 0
     with_data = capsys.readouterr().out
     assert with_data.splitlines()[0].split(":")[0] == by_file.splitlines()[0].split(":")[0]
-    assert "predicted gain" in with_data and "true gain" in with_data
+    said = re.search(r"predicted gain .* true gain (.*) \((.*)\): (.*) -> (.*) %", with_data)
+    gain, each, before, after = said.groups()
+    assert float(gain) == pytest.approx(float(after) - float(before), abs=0.11)
+    assert float(gain) == pytest.approx(np.mean([float(g) for g in each.split(",")]), abs=0.11)
     _, blob = read_blob(tmp_path / "net.sprout")
     assert blob.arena_len + blob.trained_len + blob.scratch_len + blob.program_len <= 7 << 10
     assert sprout("compile", *tiny, *common, "--select", "eliminate", "--within", "50") == 0
     assert "backward elimination leaves" in capsys.readouterr().out
+    by_file = ("--analysis", "gains.json", *common)
+    assert sprout("analyze", *tiny, "--ram", "6K", "-o", "gains.json") == 0
+    assert sprout("compile", "net.tflite", *by_file) == 0
+    note = "gains.json leaves out what takes more than 6,144 bytes by itself"
+    assert note in capsys.readouterr().out
+    assert sprout("compile", "net.tflite", "--classes", "a,b,c,d", *by_file) == 1
+    assert "gains.json is of another model or other classes" in capsys.readouterr().err
+    (tmp_path / "net.tflite").write_bytes(b"another network")
+    assert sprout("compile", "net.tflite", *by_file) == 1
+    assert "gains.json is of another model or other classes" in capsys.readouterr().err
 
 
 def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
@@ -298,6 +347,9 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
     assert {p["family"] for p in points} == set(frontier.FAMILIES)
     for p, ram in zip([p for p in points if p["family"] == "found"], (6, 7, 8), strict=True):
         assert p["ram"] <= ram << 10 and len(p["each"]) == 3
+    for p in points:
+        cost = measured(compile_graph(residual_net(), p["plan"]))
+        assert (p["ram"], p["macs"]) == (cost.ram, cost.macs)
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
     output = capsys.readouterr().out
     assert "the plan found for each budget" in output and "Nothing fits" not in output
@@ -307,17 +359,59 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
     assert json.loads((tmp_path / "g.json").read_text())["points"] == points
     assert "Nothing fits 1,024 bytes: the least plan here takes" in capsys.readouterr().out
     gains = json.loads((tmp_path / "gains.json").read_text())
+    gains["about"]["ram"] = 6 << 10
+    (tmp_path / "gains.json").write_text(json.dumps(gains))
+    assert sprout("frontier", *tiny, *again, "--png", "g.png") == 0
+    assert "gains.json leaves out what takes more than 6,144" in capsys.readouterr().out
     gains["about"]["classes"] = ["others"]
     (tmp_path / "gains.json").write_text(json.dumps(gains))
     assert sprout("frontier", *tiny, *again, "--png", "g.png") != 0
     assert "gains.json is of another model or other classes" in capsys.readouterr().err
 
 
+def test_what_cannot_fit_is_told_before_anything_is_measured(tiny, tmp_path, capsys):
+    options = ("--plan", "auto", "--ram", "1M", "--step-mmac", "0.0001", "-o", "net.sprout")
+    assert sprout("compile", *tiny, *options) == 1
+    assert "No plan fits: the head alone takes" in capsys.readouterr().err
+    assert not (tmp_path / "build").exists()
+
+
+def test_classes_without_a_name_are_refused(tiny, capsys):
+    assert sprout("analyze", *tiny, "--classes", "") == 1
+    assert "has an empty or a repeated name" in capsys.readouterr().err
+
+
+def test_one_seed_has_no_error(tiny, tmp_path, capsys):
+    one = (*tiny, "--seeds", "1")
+    assert sprout("analyze", *one, "--ram", "7K", "-o", "gains.json") == 0
+    some = ("--budgets", "7K", "--analysis", "gains.json", "--png", "f.png", "--json", "f.json")
+    assert sprout("frontier", *one, *some) == 0
+    assert "nan" not in capsys.readouterr().out
+    for name, key in (("gains.json", "gains"), ("f.json", "points")):
+        text = (tmp_path / name).read_text()
+        found = json.loads(text, parse_constant=pytest.fail)  # what JSON has not
+        assert {row["error"] for row in found[key]} == {None}
+
+
 @pytest.mark.parametrize(
-    "text", ["{}", "[1]", "no json", '{"about": {}, "head": [], "gains": []}']
-)
-def test_a_file_that_is_no_analysis(tmp_path, text):
+    "change",
+    [
+        {"about": {}},
+        {"head": []},
+        {"head": [None]},
+        {"basis": [2]},
+        {"gains": [{"plan": "b2", "mean": [], "error": 0, "each": [0], "loss": 0}]},
+        {"gains": [{"plan": 2, "mean": 0, "error": 0, "each": [0], "loss": 0}]},
+        {"gains": [{"plan": "b2", "mean": 0, "error": 0, "each": [0]}]},
+        "{}", "[1]", "no json",
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_analysis(tmp_path, change):
     path = tmp_path / "gains.json"
-    path.write_text(text)
+    found = analyze.Contributions({"format": analyze.FORMAT}, [50.0], 2, {}, {})
+    path.write_text(found.to_json())
+    assert analyze.read(path) == found
+    whole = json.loads(found.to_json())
+    path.write_text(change if isinstance(change, str) else json.dumps(whole | change))
     with pytest.raises(SproutError, match="is not an analysis of this version"):
         analyze.read(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from command_line import sprout
 from nets import Maker, everything_net, picture, residual_net
-from sprout import choose, cli, frontends, frontier
+from sprout import auto, choose, cli, frontends, frontier
 from sprout import plan as plans
 from sprout.analyze import Contributions, Gain
 from sprout.arguments import read_blob
@@ -152,6 +153,20 @@ def test_what_the_placement_wastes_is_said_not_hidden(monkeypatch):
     assert 0 <= optimum - found.gain <= found.short + TIE
 
 
+@pytest.mark.parametrize(
+    ("rows", "ram", "macs", "says"),
+    [
+        (False, 1000, None, "--ram allows 1,000; allow more, or let frames arrive by rows"),
+        (True, 1000, None, "--ram allows 1,000; allow more."),
+        (False, 1 << 20, 10, "--ram allows 1,048,576, --step-mmac 10 MACs; allow more."),
+    ],
+)
+def test_what_does_not_fit_is_told_what_may_help(rows, ram, macs, says):
+    network = Footprint(residual_net(), rows=rows)
+    with pytest.raises(SproutError, match=re.escape(says)):
+        best(network, choose.rule(network), ram, macs)
+
+
 def test_rows_need_less_and_plans_that_reach_the_input_cannot_have_them():
     gains = choose.rule(Footprint(residual_net()))
     network = Footprint(residual_net(), rows=True)
@@ -220,6 +235,11 @@ def test_plans_with_many_biases_are_tried_too():
     assert max(choice.plan.biases for choice in choices) >= 3
     assert len({str(choice.plan) for choice in choices}) == len(choices) > 1
     assert all(choice.cost.ram <= ram for choice in choices)
+    assert "the optimum of the measured gains (" in auto._proof(choices[0], False)
+    for choice in choices[1:]:
+        assert choice.plan.biases >= choice.at_least in (2, 3)
+        said = f"of the measured gains among plans with at least {choice.at_least} biases ("
+        assert said in auto._proof(choice, False)
     losses = {str(choice.plan): 1.0 - i for i, choice in enumerate(choices)}
     assert choose.winner(choices, results(losses)) is choices[-1]
     assert choose.winner(choices[:1], {}) is choices[0]
@@ -270,11 +290,17 @@ class FakeBench:
     """A bench whose plans are right as often as a formula says."""
 
     def __init__(self, right):
-        self.right, self.asked = right, []
+        self.right, self.asked, self.told = right, [], []
+
+    def report(self, phase, done, total):
+        self.told.append((phase, done, total))
 
     def run(self, texts, phase):
         self.asked += texts
         return {t: [{"right": self.right(t), "of": 100, "loss": 0.0}] for t in texts}
+
+
+EVERYTHING_MISSED = FakeBench(lambda text: 10 * (text.count(":") + text.startswith("b5")))
 
 
 def elimination_case():
@@ -294,15 +320,42 @@ def test_elimination_freezes_all_that_is_not_missed():
     plan = choose.eliminate(bench, network, found, within=2.0)
     assert str(plan) == "b3,3:1"
     assert len(bench.asked) == len(set(bench.asked)) == 7
+    assert bench.told == [("eliminating", done, 7) for done in range(1, 8)]
 
 
 def test_elimination_goes_on_until_the_plan_fits():
     network, found = elimination_case()
+    some = measured(network.build(plans.parse("b5,3:1", 5)))
+    for budget in ({"ram": some.ram}, {"macs": some.macs}):
+        plan = choose.eliminate(EVERYTHING_MISSED, network, found, 0.5, **budget)
+        cost = measured(network.build(plan))
+        assert cost.ram <= some.ram if "ram" in budget else cost.macs <= some.macs
+        assert plan.weights
+
+
+def test_elimination_counts_what_compiling_takes(monkeypatch):
+    """Not what the model of memory says, which may be less."""
+    network, found = elimination_case()
+    real = network.build
     ram = network.cost(plans.parse("b5,3:1", 5)).ram
-    plan = choose.eliminate(
-        FakeBench(lambda text: 80 - 9 * (5 - len(text) // 4)), network, found, 0.5, ram
-    )
-    assert network.cost(plan).ram <= ram
+
+    def wasteful(plan):
+        blob = real(plan)
+        blob.arena_len += 40 * len(plan.weights)
+        return blob
+
+    monkeypatch.setattr(network, "build", wasteful)
+    plan = choose.eliminate(EVERYTHING_MISSED, network, found, 0.5, ram)
+    assert str(plan) == "b5" and measured(wasteful(plan)).ram <= ram
+
+
+@pytest.mark.parametrize("budget", [{"ram": 1000}, {"macs": 10}])
+def test_elimination_says_what_does_not_fit_before_it_trains(budget):
+    network, found = elimination_case()
+    bench = FakeBench(lambda text: 80)
+    with pytest.raises(SproutError, match="No plan fits: the head alone takes"):
+        choose.eliminate(bench, network, found, 0.5, **budget)
+    assert not bench.asked
 
 
 def test_simple_plans_beside_the_frontier():

@@ -46,10 +46,11 @@ from .engine import Engine
 from .footprint import Footprint, Key
 from .frontends.head import replace_head
 from .graph import Graph, SproutError
+from .places import code_digest
 from .plan import UpdatePlan
 from .progress import Reporter
 from .replay import Replay, Span, boundary, fingerprint, learn, logits
-from .schedule import sample_order
+from .schedule import rate_parts, sample_order
 
 FOLDER = Path("build/analysis")
 """Where results are kept if the user names no other place."""
@@ -188,9 +189,10 @@ def _cluster(address: str) -> Iterator[None]:
 
     try:
         from distributed import Client
+        from distributed.exceptions import WorkerStartTimeoutError
     except ImportError:
         raise SproutError(
-            "--scheduler needs Dask: pip install -r requirements-dev.txt, which pins it."
+            "--scheduler needs Dask: pip install distributed, at the version that runs there."
         ) from None
     try:
         client = Client(address, timeout=WAIT)
@@ -200,6 +202,13 @@ def _cluster(address: str) -> Iterator[None]:
             "with 'dask scheduler' and give its address, such as tcp://192.168.0.7:8786."
         ) from None
     with client, joblib.parallel_config(backend="dask", client=client):
+        try:
+            client.wait_for_workers(1, timeout=WAIT)
+        except WorkerStartTimeoutError:
+            raise SproutError(
+                f"The Dask scheduler at {address} has no workers: start some with 'dask worker "
+                f"{address}'."
+            ) from None
         yield
 
 
@@ -228,6 +237,7 @@ class Bench:
             Bench, graph, model, samples, classes, max_classes, folder=folder, scheduler=scheduler,
             report=report, input_range=input_range,
         )  # fmt: skip
+        rate_parts(settings.rate)  # complains
         self.all_samples = len(samples)
         count = min(settings.samples, len(samples))
         parts = max(3, settings.seeds)
@@ -243,9 +253,8 @@ class Bench:
         digest = hashlib.sha256(np.ascontiguousarray(frames).tobytes() + some.y.tobytes())
         self.about: dict[str, Any] = {
             "format": FORMAT,
-            "model": hashlib.sha256(model).hexdigest(),
+            **subject(model, classes),
             "samples": digest.hexdigest(),
-            "classes": classes,
             "max_classes": max_classes,
             "settings": dataclasses.asdict(settings),
             "arithmetic": self._arithmetic(),
@@ -324,17 +333,22 @@ class Bench:
                     break
                 some[first] = cut, spans
             work = [(part, texts[first]) for first in some for part in parts]
-            data = [
-                array
-                for _, array in sorted(
-                    spread(work, freeze, self.scheduler), key=lambda item: item[0]
-                )
-            ]
+            done: dict[int, np.ndarray] = {}
+            for i, array in spread(work, freeze, self.scheduler):
+                done[i] = array
+                if self.report:
+                    self.report("running frozen parts", len(done), len(work))
+            data = [done[i] for i in range(len(work))]
             for number, (first, (cut, spans)) in enumerate(some.items()):
                 del todo[first]
                 mine = data[number * len(parts) :][: len(parts)]
                 frozen[first] = Replay(cut, spans, np.concatenate(mine))
             yield frozen
+
+
+def subject(model: bytes, classes: list[str] | None) -> dict[str, Any]:
+    """Return what an analysis is of: the digest of a model file, and the classes."""
+    return {"model": hashlib.sha256(model).hexdigest(), "classes": classes}
 
 
 def first_layer(plan: UpdatePlan, n: int) -> int:
@@ -352,13 +366,18 @@ def mean_loss(results: Sequence[dict[str, Any]]) -> float:
     return float(np.mean([r["loss"] for r in results]))
 
 
+def standard_error(each: np.ndarray) -> float | None:
+    """Of the mean of seeds; None with one seed."""
+    return float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None
+
+
 @dataclass
 class Gain:
-    """What a candidate gained, in points: the mean, its standard error over the seeds, each
-    seed; ``loss`` is how much lower the held-out loss was (nats)."""
+    """What a candidate gained, in points: the mean, its standard error over the seeds (None with
+    one seed), each seed; ``loss`` is how much lower the held-out loss was (nats)."""
 
     mean: float
-    error: float
+    error: float | None
     each: list[float] = field(default_factory=list)
     loss: float = 0.0
 
@@ -367,8 +386,9 @@ class Gain:
 class Contributions:
     """The result of an analysis: gains by number of last biases, and by weight.
 
-    ``about`` is what they depend on, ``head`` the accuracy (percent) by seed of the head alone,
-    ``basis`` the number of last biases that weights were measured with, at least.
+    ``about`` is what they depend on, and how many bytes of RAM a candidate may take, ``head`` the
+    accuracy (percent) by seed of the head alone, ``basis`` the number of last biases that weights
+    were measured with, at least.
     """
 
     about: dict[str, Any]
@@ -386,26 +406,37 @@ class Contributions:
         return json.dumps(result, indent=1) + "\n"
 
 
-def read(path: Path) -> Contributions:
-    """Read the file of an analysis.  Raises SproutError."""
+def read(path: Path, of: dict[str, Any] | None = None) -> Contributions:
+    """Read the file of an analysis, which has to be ``of`` this ``subject``.  Raises
+    SproutError."""
     try:
         found = json.loads(path.read_text())
-        result = Contributions(found["about"], found["head"], found["basis"], {}, {})
+        head = [float(percent) for percent in found["head"]]
+        result = Contributions(found["about"], head, int(found["basis"]), {}, {})
         for row in found["gains"]:
-            gain = Gain(row["mean"], row["error"], row["each"], row["loss"])
+            each = [float(points) for points in row["each"]]
+            error = None if row["error"] is None else float(row["error"])
+            gain = Gain(float(row["mean"]), error, each, float(row["loss"]))
             plan = plans.parse(row["plan"], 1 << 16)
             if plan.biases:
                 result.biases[plan.biases] = gain
             else:
                 result.weights[next(iter(plan.weights.items()))] = gain
-        if result.about["format"] != FORMAT:
+        if result.about["format"] != FORMAT or not head:
             raise KeyError("format")
     except FileNotFoundError:
         raise SproutError(f"{path} does not exist: make it with 'sprout analyze -o'.") from None
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, SproutError):
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, SproutError
+    ):  # fmt: skip
         raise SproutError(
             f"{path} is not an analysis of this version: make it with 'sprout analyze -o'."
         ) from None
+    if any(result.about.get(key) != value for key, value in (of or {}).items()):
+        raise SproutError(
+            f"{path} is of another model or other classes: make one of these with 'sprout "
+            "analyze -o'."
+        )
     return result
 
 
@@ -433,7 +464,7 @@ def analyze(bench: Bench, ram: int, rows: bool = False) -> Contributions:
     """Measure every candidate that fits ``ram`` bytes; see above."""
     network = Footprint(bench.task.network(0), bench.task.settings.fractions, rows)
     sizes = Cache(bench.cache.folder / "candidates")  # a minute's work for a large network
-    key = {**bench.about, "ram": ram, "rows": rows}
+    key = {**bench.about, "ram": ram, "rows": rows, "code": code_digest()}
     kept = sizes.get(key)
     if kept is None:
         kept = {"plans": candidates(network, ram, bench.report)}
@@ -444,7 +475,7 @@ def analyze(bench: Bench, ram: int, rows: bool = False) -> Contributions:
     biases = {plan.biases: text for text, plan in single.items() if plan.biases}
     results = bench.run(["last", *biases.values()], "analysing biases")
     found = Contributions(
-        bench.about, accuracies(results["last"]).tolist(), 0,
+        {**bench.about, "ram": ram}, accuracies(results["last"]).tolist(), 0,
         {k: _gain(results[text], results["last"]) for k, text in sorted(biases.items())}, {},
     )  # fmt: skip
     found.basis = basis(found.biases)
@@ -482,5 +513,4 @@ def _gain(results: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -
     """What a plan gains over another with the same seeds."""
     each = accuracies(results) - accuracies(before)
     loss = float(np.mean([b["loss"] - r["loss"] for r, b in zip(results, before, strict=True)]))
-    error = float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
-    return Gain(float(each.mean()), error, each.tolist(), loss)
+    return Gain(float(each.mean()), standard_error(each), each.tolist(), loss)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,11 +26,12 @@ from .analyze import (
     analyze,
     mean_loss,
     read,
+    subject,
 )
 from .blob import FLAG_LEARNS, Blob
 from .compile import compile_model
 from .data import load_samples
-from .footprint import Footprint, measured
+from .footprint import Footprint
 from .frontends.head import replace_head
 from .frontier import FAMILIES, Point, measure, plans
 from .graph import SproutError
@@ -63,12 +63,6 @@ class Wanted:
     rate: float = 0.004
     cache: Path = Path("build/analysis")
     scheduler: str | None = None
-
-
-def wanted(options: dict[str, Any]) -> Wanted:
-    """Return what the options of a command ask for."""
-    names = options.pop("classes")
-    return Wanted(names and [name.strip() for name in names.split(",")], **options)
 
 
 def make_bench(model: Path, data: Path, want: Wanted, console: Console, report: Reporter) -> Bench:
@@ -108,21 +102,19 @@ def choose_plan(
     found: Contributions | None = None
     with Reporter(console) as report:
         if want.data is not None:
+            choose.require_head(network, want.ram, macs)
             bench = make_bench(model, want.data, want, console, report)
             found = analyze(bench, want.ram, want.rows)
         elif want.analysis is not None:
-            found = read(want.analysis)
+            found = read(want.analysis, subject(model.read_bytes(), want.classes))
+            if note := _left_out(found, want.analysis, want.ram):
+                say(note)
         choices: list[choose.Choice] = []
         if want.select == "eliminate":
             assert bench is not None and found is not None
             plan = choose.eliminate(bench, network, found, want.within, want.ram, macs)
             say(f"backward elimination leaves {plan}")
             blob, gain = make(plan), choose.from_analysis(found).of(plan)
-            if measured(blob).ram > want.ram:
-                raise SproutError(
-                    f"Backward elimination ends at {measured(blob).ram:,} bytes of RAM and --ram "
-                    f"allows {want.ram:,}: allow more."
-                )
         elif bench is not None and found is not None:
             choices = choose.trials(network, found, want.ram, macs, make, report)
             bench = bench.having(samples=bench.all_samples)
@@ -142,10 +134,14 @@ def choose_plan(
     if found is not None:
         head = sum(found.head) / len(found.head)
         text = f"head alone {head:.1f} %, predicted gain {gain:+.1f} points"
-        if results:
-            true = accuracies(results[str(plan)]) - accuracies(results["last"])
+        if bench:
+            before, after = (accuracies(results[name]) for name in ("last", str(plan)))
+            true = after - before
             each = ", ".join(f"{t:+.1f}" for t in true)
-            text += f", true gain {true.mean():+.1f} ({each})"
+            text += (
+                f", true gain {true.mean():+.1f} ({each}): {before.mean():.1f} -> "
+                f"{after.mean():.1f} % with {len(bench.task.labels):,} samples"
+            )
         say(text)
     return blob
 
@@ -171,6 +167,17 @@ def find_rate(bench: Bench, blob: Blob, say: Callable[[str], None]) -> float:
     return found.rate
 
 
+def _left_out(found: Contributions, path: Path, ram: int) -> str:
+    """Say that an analysis was for less than ``ram`` bytes, if it was."""
+    limit = found.about.get("ram", ram)
+    if limit >= ram:
+        return ""
+    return (
+        f"{path} leaves out what takes more than {limit:,} bytes by itself: 'sprout analyze --ram "
+        f"{ram}' may lead to better plans."
+    )
+
+
 def _trials(choices: Sequence[choose.Choice], results: Results) -> Table:
     """What the plans came to that were trained to find the best of them."""
     result = Table("trained", "RAM", "predicted", "true gain", "loss", box=None, pad_edge=False)
@@ -193,10 +200,16 @@ def _proof(choice: choose.Choice, by_rule: bool) -> str:
     else:
         word = "the optimum"
     of = "by the rule for unknown data" if by_rule else "of the measured gains"
+    if choice.at_least:
+        of += f" among plans with at least {choice.at_least} biases"
     return (
         f"{choice.plan}: {word} {of} ({choice.solved} programmes solved, {choice.compiled} plans "
         f"compiled, {choice.seconds:.1f} s)"
     )
+
+
+def _error(points: float | None) -> str:
+    return "" if points is None else f"{points:.1f}"
 
 
 def table(found: Contributions) -> Table:
@@ -210,7 +223,7 @@ def table(found: Contributions) -> Table:
     rows += [(f"{i}:{f}", g) for (i, f), g in found.weights.items()]
     for name, gain in sorted(rows, key=lambda row: -row[1].loss)[:BEST_SHOWN]:
         each = ", ".join(f"{g:+.1f}" for g in gain.each)
-        result.add_row(name, f"{gain.mean:+.1f}", f"{gain.error:.1f}", f"{-gain.loss:+.3f}", each)
+        result.add_row(name, f"{gain.mean:+.1f}", _error(gain.error), f"{-gain.loss:+.3f}", each)
     for column in result.columns[1:]:
         column.justify = "right"
     return result
@@ -225,12 +238,9 @@ def frontier_points(
     if analysis is None:
         found = analyze(bench, max(budgets), rows)
     else:
-        found = read(analysis)
-        if any(found.about.get(key) != bench.about[key] for key in ("model", "classes")):
-            raise SproutError(
-                f"{analysis} is of another model or other classes: make one of these with 'sprout "
-                "analyze -o'."
-            )
+        found = read(analysis, {key: bench.about[key] for key in ("model", "classes")})
+        if note := _left_out(found, analysis, max(budgets)):
+            report.console.print(note, markup=False, soft_wrap=True)
     return measure(bench, list(plans(network, found, budgets, report)))
 
 
@@ -260,7 +270,7 @@ def frontier_table(points: Sequence[Point]) -> Table:
     for p in points:
         result.add_row(
             FAMILIES[p.family], p.plan, f"{p.ram:,}", f"{p.macs:,}", f"{p.rate:g}",
-            f"{p.accuracy:.1f}", f"{p.error:.1f}",
+            f"{p.accuracy:.1f}", _error(p.error),
         )  # fmt: skip
     for column in result.columns[2:]:
         column.justify = "right"

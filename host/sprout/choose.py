@@ -29,6 +29,7 @@ import ctypes
 import dataclasses
 import heapq
 import itertools
+import math
 import os
 import sys
 import time
@@ -130,7 +131,8 @@ def rule(network: Footprint) -> Gains:
 @dataclass
 class Choice:
     """A plan, its predicted gain, by how much the optimum may be better at most (both points), and
-    what it takes, compiled; the effort of finding it: programmes solved, plans compiled, seconds.
+    what it takes, compiled; the effort of finding it: programmes solved, plans compiled, seconds;
+    ``at_least`` is the number of biases that the optimum was bound to have.
     """
 
     plan: UpdatePlan
@@ -141,6 +143,7 @@ class Choice:
     solved: int
     compiled: int
     seconds: float
+    at_least: int = 0
 
 
 class _Programme:
@@ -347,7 +350,7 @@ class _Search:
             self.compiled += 1
             blob = self.build(plan)
             cost = measured(blob)
-            if cost.ram <= self.ram and (self.macs is None or cost.macs <= self.macs):
+            if _fits(cost, self.ram, self.macs):
                 return plan, blob
             self.over.append(cost.ram - self.ram)
             self.offer(case, programme, [*cuts, cut], whole=True)
@@ -386,12 +389,31 @@ def best(
         cost, gain, seconds = measured(blob), gains.of(plan), time.perf_counter() - start
         short = 0.0 if bound is None else max(0.0, bound - (gain - TIE * cost.ram / ram))
         return Choice(plan, gain, short, cost, blob, search.solved, search.compiled, seconds)
-    least = measured(search.build(UpdatePlan()))
-    raise SproutError(
+    raise _nothing_fits(network, measured(search.build(UpdatePlan())), ram, macs)
+
+
+def _fits(cost: Cost, ram: int | None, macs: int | None) -> bool:
+    return (ram is None or cost.ram <= ram) and (macs is None or cost.macs <= macs)
+
+
+def require_head(network: Footprint, ram: int | None, macs: int | None) -> None:
+    """Raise SproutError if not even the head alone fits."""
+    least = measured(network.build(UpdatePlan()))
+    if not _fits(least, ram, macs):
+        raise _nothing_fits(network, least, ram, macs)
+
+
+def _nothing_fits(
+    network: Footprint, least: Cost, ram: int | None, macs: int | None
+) -> SproutError:
+    """What to say where the head alone, which takes ``least``, is too much."""
+    allowed = [f"--ram allows {ram:,}"] if ram is not None else []
+    allowed += [f"--step-mmac {macs:,} MACs"] if macs is not None else []
+    by_rows = not network.rows and ram is not None and least.ram > ram
+    return SproutError(
         f"No plan fits: the head alone takes {least.ram:,} bytes of RAM and {least.macs:,} MACs a "
-        f"step, and --ram allows {ram:,}"
-        + (f", --step-mmac {macs:,} MACs" if macs is not None else "")
-        + "; allow more, or let frames arrive by rows (--rows)."
+        f"step, and {', '.join(allowed)}; allow more"
+        + (", or let frames arrive by rows (--rows)." if by_rows else ".")
     )
 
 
@@ -403,17 +425,18 @@ def trials(
     build: Callable[[UpdatePlan], Blob] | None = None,
     report: Reporter | None = None,
 ) -> list[Choice]:
-    """Return the optimum, and that with at least each of ``LEAST`` of the biases, each plan once.
-    Raises SproutError as ``best`` does."""
+    """Return the optimum, and that with at least each of ``LEAST`` of the biases where so many
+    fit, each plan once.  Raises SproutError as ``best`` does."""
     gains = from_analysis(found)
     ahead = sum(gain for gain in gains.weights.values() if gain > 0)  # of any sum of weights
     choices: list[Choice] = []
-    for least in LEAST:
+    for least in (math.ceil(share * len(network.convs)) for share in LEAST):
         bonus = ahead if least else 0.0
-        some = {k: g + bonus for k, g in gains.biases.items() if k >= least * len(network.convs)}
+        some = {k: g + bonus for k, g in gains.biases.items() if k >= least}
         choice = best(network, Gains(some, gains.weights), ram, macs, build, report)
-        if choice.plan not in [other.plan for other in choices]:
-            choices.append(dataclasses.replace(choice, gain=gains.of(choice.plan)))
+        if choice.plan.biases >= least and choice.plan not in [c.plan for c in choices]:
+            gain = gains.of(choice.plan)
+            choices.append(dataclasses.replace(choice, gain=gain, at_least=least))
     return choices
 
 
@@ -438,39 +461,44 @@ def eliminate(
     Weights go first, the one with the least gain for its bytes before the others, then the biases
     from the first on.  Each time the rest is trained; what cannot be missed, because the accuracy
     falls more than ``within`` points below that of all together, goes on learning.  With ``ram``
-    or ``macs`` freezing goes on in the same order, whatever the accuracy, until the plan fits.
+    or ``macs`` freezing goes on in the same order, whatever the accuracy, until the plan fits,
+    compiled.  Raises SproutError if not even the head alone does.
     """
+    require_head(network, ram, macs)
     gains = from_analysis(found)
     plan = UpdatePlan(max(gains.biases, default=0))
     for i in {i for i, _ in gains.weights}:
         plan.weights[i] = max(f for j, f in gains.weights if j == i)
-    target = _trained(bench, plan) - within
+    steps, total = itertools.count(1), 1 + len(plan.weights) + len(gains.biases)
+
+    def trained(plan: UpdatePlan) -> float:
+        result = float(accuracies(bench.run([str(plan)], "trying")[str(plan)]).mean())
+        if bench.report:
+            bench.report("eliminating", next(steps), total)
+        return result
+
+    target = trained(plan) - within
 
     def price(i: int) -> float:
         key = i, plan.weights[i]
         return gains.weights[key] / network.weight(*key).trained
 
     def fits(plan: UpdatePlan) -> bool:
-        cost = network.cost(plan)
-        return (ram is None or cost.ram <= ram) and (macs is None or cost.macs <= macs)
+        modelled = _fits(network.cost(plan), ram, macs)
+        return modelled and _fits(measured(network.build(plan)), ram, macs)
 
     for may_lose in (False, True):
         for i in sorted(plan.weights, key=price):
             if may_lose and fits(plan):
                 break
             less = UpdatePlan(plan.biases, {j: f for j, f in plan.weights.items() if j != i})
-            if may_lose or _trained(bench, less) >= target:
+            if may_lose or trained(less) >= target:
                 plan = less
         for k in sorted((k for k in (0, *gains.biases) if k < plan.biases), reverse=True):
             if may_lose and fits(plan):
                 break
             less = UpdatePlan(k, dict(plan.weights))
-            if not may_lose and _trained(bench, less) < target:
+            if not may_lose and trained(less) < target:
                 break
             plan = less
     return plan
-
-
-def _trained(bench: Bench, plan: UpdatePlan) -> float:
-    """Held-out accuracy of a plan, in percent, mean of the seeds."""
-    return float(accuracies(bench.run([str(plan)], "eliminating")[str(plan)]).mean())

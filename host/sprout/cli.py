@@ -96,6 +96,13 @@ def parse_range(
     return low, high
 
 
+def parse_classes(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> list[str] | None:
+    """A,B,... as names."""
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
 class Size(click.ParamType):
     """Bytes: 163840, 160K or 0.5M."""
 
@@ -170,7 +177,10 @@ ANALYSIS = (
     ),
 )
 classes_option = click.option(
-    "--classes", metavar="A,B,...", help="Give the model a fresh head for these classes."
+    "--classes",
+    metavar="A,B,...",
+    callback=parse_classes,
+    help="Give the model a fresh head for these classes.",
 )
 max_classes_option = click.option(
     "--max-classes",
@@ -262,7 +272,7 @@ def compile_command(
     model: Path,
     output: Path | None,
     plan: str,
-    classes: str | None,
+    classes: list[str] | None,
     max_classes: int | None,
     fractions: str,
     seed: int,
@@ -287,7 +297,7 @@ def compile_command(
     make = functools.partial(
         compile_model,
         model,
-        classes=class_names(classes),
+        classes=classes,
         max_classes=max_classes,
         seed=seed,
         input_range=input_range,
@@ -296,9 +306,7 @@ def compile_command(
         save=not whole_layers,
     )
     console = make_console()
-    want = autos.Wanted(
-        class_names(classes), max_classes, seed, fractions, rows, input_range, **auto
-    )
+    want = autos.Wanted(classes, max_classes, seed, fractions, rows, input_range, **auto)
     if plan == "auto":
         blob = autos.choose_plan(model, lambda found: make(plan=str(found)), want, console)
     else:
@@ -348,7 +356,7 @@ def analyze_command(
     exists(model, "give the name of a .tflite or an MCUNet .pkl file")
     console = make_console()
     with Reporter(console) as report:
-        want = autos.wanted(options)
+        want = autos.Wanted(**options)
         bench = autos.make_bench(model, data, want, console, report)
         found = analyze.analyze(bench, ram, want.rows)
     console.print(autos.table(found))
@@ -397,7 +405,7 @@ def frontier_command(
     exists(model, "give the name of a .tflite or an MCUNet .pkl file")
     console = make_console()
     with Reporter(console) as report:
-        want = autos.wanted(options)
+        want = autos.Wanted(**options)
         bench = autos.make_bench(model, data, want, console, report)
         points = autos.frontier_points(bench, budgets, analysis, want.rows, report)
     console.print(autos.frontier_table(points))
@@ -413,11 +421,6 @@ def frontier_command(
         title += f": mean of {seeds} seeds, bars: its standard error"
     write(png, frontier.picture(points, title))
     console.print(f"{png}, {json_out}", markup=False)
-
-
-def class_names(text: str | None) -> list[str] | None:
-    """The names in A,B,..."""
-    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 @cli.command("inspect")

@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from .analyze import Bench, Contributions, accuracies, mean_loss
+from .analyze import Bench, Contributions, accuracies, mean_loss, standard_error
 from .choose import trials
 from .footprint import Footprint, measured
 from .graph import SproutError
@@ -45,8 +43,8 @@ FAMILIES = {
 @dataclass
 class Point:
     """A plan of a family and what it reached: RAM in bytes, MACs of a step, accuracy in percent
-    (mean of the seeds, its standard error, each) at a rate; ``budget`` in bytes if it was found
-    for one."""
+    (mean of the seeds, its standard error, None with one seed, and each) at a rate; ``budget`` in
+    bytes if it was found for one."""
 
     family: str
     plan: str
@@ -54,7 +52,7 @@ class Point:
     macs: int
     rate: float = 0.0
     accuracy: float = 0.0
-    error: float = 0.0
+    error: float | None = None
     each: tuple[float, ...] = ()
     budget: int | None = None
 
@@ -115,7 +113,7 @@ def plans(
                 fixed.append((family, plan))
     for family, plan in fixed:
         try:
-            cost = network.cost(plan)
+            cost = measured(network.build(plan))
         except SproutError:  # there is no gradient for all of it
             continue
         yield Point(family, str(plan), cost.ram, cost.macs)
@@ -154,12 +152,8 @@ def measure(bench: Bench, points: Sequence[Point]) -> list[Point]:
         if p.budget is not None and p is not min(tried[p.budget], key=loss):
             continue
         each = accuracies(results[p.rate][p.plan])
-        error = float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan
-        found.append(
-            dataclasses.replace(
-                p, accuracy=float(each.mean()), error=error, each=tuple(each.tolist())
-            )
-        )
+        mean, error = float(each.mean()), standard_error(each)
+        found.append(dataclasses.replace(p, accuracy=mean, error=error, each=tuple(each.tolist())))
     return found
 
 
@@ -189,7 +183,7 @@ def picture(points: Sequence[Point], title: str) -> bytes:
             if some:
                 axis.errorbar(
                     [of(p) for p in some], [p.accuracy for p in some],
-                    yerr=[np.nan_to_num(p.error) for p in some], label=label, capsize=2,
+                    yerr=[p.error or 0.0 for p in some], label=label, capsize=2,
                     marker="o", markersize=4, linewidth=2.2 if family == "found" else 1.0,
                     elinewidth=0.8, zorder=3 if family == "found" else 2,
                 )  # fmt: skip

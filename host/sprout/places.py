@@ -7,6 +7,7 @@ In a checkout they lie beside host/, in an installed wheel under kit/ in here (p
 from __future__ import annotations
 
 import functools
+import hashlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,13 @@ def own_model(path: Path) -> Path:
     """The file of a model; a plain name such as ``person`` is one that came with Sprout."""
     own = MODELS / f"{path}.tflite"
     return own if len(path.parts) == 1 and not path.exists() and own.exists() else path
+
+
+@functools.cache
+def code_digest() -> str:
+    """A digest of this package's source: of what results depend on that no key can name."""
+    files = (path.read_bytes() for path in sorted(_HERE.rglob("*.py")))
+    return hashlib.sha256(b"\0".join(files)).hexdigest()
 
 
 @functools.cache

@@ -32,13 +32,17 @@ class _Bars(Progress):
 
 
 class Reporter:
-    """Shows how far the phases of a task are; call it as ``report(phase, done, total, text)``."""
+    """Shows how far the phases of a task are; call it as ``report(phase, done, total, text)``.
+
+    A phase of which less is done than before begins once more.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
-        self._spoken = time.monotonic()
+        self._done: dict[str, int] = {}
+        self._spoken = self._called = time.monotonic()
         self._bars = _Bars(
             TextColumn("{task.description:9}"),
             BarColumn(bar_width=30),
@@ -62,13 +66,19 @@ class Reporter:
         self._bars.stop()
 
     def __call__(self, phase: str, done: int, total: int, text: str = "") -> None:
+        begins = phase not in self._done or done < self._done[phase]  # maybe once more
+        self._done[phase] = done
         if self.console.is_terminal:
             if phase not in self._tasks:
                 self._tasks[phase] = self._bars.add_task(phase, total=total, text=text)
+            elif begins:
+                self._bars.reset(self._tasks[phase], total=total)
             self._bars.update(self._tasks[phase], completed=done, text=text)
             return
         now = time.monotonic()
-        start = self._started.setdefault(phase, now)
+        if begins:  # what is done already was begun after the last report
+            self._started[phase] = self._called if done else now
+        self._called, start = now, self._started[phase]
         if now - self._spoken >= QUIET_SECONDS and 0 < done < total:
             self._spoken = now
             left = (now - start) / done * (total - done)

@@ -16,13 +16,12 @@ Samples, seeds and parts held out are those of ``analyze``; results are kept bes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .analyze import Bench, Task, spread
+from .analyze import Bench, Task, spread, standard_error
 from .engine import Engine
 from .replay import Replay, learn, logits
 from .schedule import sample_order
@@ -75,8 +74,7 @@ def choose(scores: Array) -> Found:
     best = int(scores.mean(1).argmin())
     for rate, row in zip(GRID, scores, strict=True):
         apart = row - scores[best]
-        error = apart.std(ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else 0.0
-        if apart.mean() <= max(error, POINT):
+        if apart.mean() <= max(standard_error(apart) or 0.0, POINT):
             return Found(rate, scores)
     raise AssertionError("the best is within its own error")
 
