@@ -220,14 +220,8 @@ INLINE void store_two(const output_t *out, __m256i a, __m256i b, uint32_t rows, 
     }
 }
 
-// Requantises the sums a and b of channels i to i + 16 and stores those of n <= 16 channels.
-INLINE void finish16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b, uint32_t n,
-                     uint32_t e) {
-    const __m256i v = requantize16(f, small, i, a, b);
-    store_two(&f->out, v, v, 1, n, e, 0);
-}
-
-// The same of four rows, or the first `rows` of them.
+// Requantises sums a and b of channels i to i + 16, of four rows, and stores n <= 16 channels of
+// the first `rows` of them as store_two does.
 INLINE void finish_rows(const finish_t *f, bool small, uint32_t i, const __m256i a[4],
                         const __m256i b[4], uint32_t rows, uint32_t n, uint32_t e, uint32_t step) {
     const __m256i v0 = requantize16(f, small, i, a[0], b[0]);
