@@ -64,10 +64,11 @@ INLINE __m128i load16(const int8_t *p, uint32_t n) {
 // The same as 16 bits.
 INLINE __m256i widen16(const int8_t *p, uint32_t n) { return _mm256_cvtepi8_epi16(load16(p, n)); }
 
-// Two elements of 16 bits, eight times.
-INLINE __m256i pair(const int16_t *p) {
-    return _mm256_set1_epi32((int32_t)((const any32_t *)(const void *)p)->v);
-}
+// The 32 bits at p, eight times.
+INLINE __m256i word(const void *p) { return _mm256_set1_epi32((int32_t)((const any32_t *)p)->v); }
+
+// Two elements of 16 bits.
+INLINE __m256i pair(const int16_t *p) { return word(p); }
 
 // sum + a . b of eight pairs of 16 bits.
 INLINE __m256i add_products(__m256i sum, __m256i a, __m256i b) {
