@@ -64,10 +64,11 @@ INLINE __m128i load16(const int8_t *p, uint32_t n) {
 // The same as 16 bits.
 INLINE __m256i widen16(const int8_t *p, uint32_t n) { return _mm256_cvtepi8_epi16(load16(p, n)); }
 
-// Two elements of 16 bits, eight times.
-INLINE __m256i pair(const int16_t *p) {
-    return _mm256_set1_epi32((int32_t)((const any32_t *)(const void *)p)->v);
-}
+// The 32 bits at p, eight times.
+INLINE __m256i word(const void *p) { return _mm256_set1_epi32((int32_t)((const any32_t *)p)->v); }
+
+// Two elements of 16 bits.
+INLINE __m256i pair(const int16_t *p) { return word(p); }
 
 // sum + a . b of eight pairs of 16 bits.
 INLINE __m256i add_products(__m256i sum, __m256i a, __m256i b) {
@@ -220,14 +221,8 @@ INLINE void store_two(const output_t *out, __m256i a, __m256i b, uint32_t rows, 
     }
 }
 
-// Requantises the sums a and b of channels i to i + 16 and stores those of n <= 16 channels.
-INLINE void finish16(const finish_t *f, bool small, uint32_t i, __m256i a, __m256i b, uint32_t n,
-                     uint32_t e) {
-    const __m256i v = requantize16(f, small, i, a, b);
-    store_two(&f->out, v, v, 1, n, e, 0);
-}
-
-// The same of four rows, or the first `rows` of them.
+// Requantises sums a and b of channels i to i + 16, of four rows, and stores n <= 16 channels of
+// the first `rows` of them as store_two does.
 INLINE void finish_rows(const finish_t *f, bool small, uint32_t i, const __m256i a[4],
                         const __m256i b[4], uint32_t rows, uint32_t n, uint32_t e, uint32_t step) {
     const __m256i v0 = requantize16(f, small, i, a[0], b[0]);
