@@ -305,6 +305,23 @@ def tiny(tmp_path, monkeypatch):
     return ("net.tflite", "--data", "mine.npz", "--epochs", "3", "--rate", "0.02")
 
 
+def test_a_plan_that_learns_worse_than_the_head_alone_is_not_taken(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    run = Bench.run
+
+    def flattering(bench, texts, phase):
+        found = run(bench, texts, phase)
+        return found | {"last": [{**r, "loss": 0.0} for r in found.get("last", [])]}
+
+    monkeypatch.setattr(Bench, "run", flattering)
+    assert sprout("compile", *tiny, "--plan", "auto", "--ram", "7K", "-o", "net.sprout") == 0
+    said = capsys.readouterr().out
+    assert "learns worse than the head alone, which is taken." in said
+    assert "predicted gain +0.0 points, true gain +0.0" in said
+    assert read_blob(tmp_path / "net.sprout")[1].info["plan"] == "last"
+
+
 def test_analyze_then_compile(tiny, tmp_path, capsys):
     assert sprout("analyze", *tiny, "-o", "gains.json") == 0
     assert "head alone" in capsys.readouterr().out

@@ -235,11 +235,14 @@ def test_plans_with_many_biases_are_tried_too():
     assert max(choice.plan.biases for choice in choices) >= 3
     assert len({str(choice.plan) for choice in choices}) == len(choices) > 1
     assert all(choice.cost.ram <= ram for choice in choices)
-    assert "the optimum of the measured gains (" in auto._proof(choices[0], False)
+    assert "the optimum of the measured gains (" in auto._proof(choices[0])
+    assert {choice.by_rule for choice in choices} == {False, True}
     for choice in choices[1:]:
-        assert choice.plan.biases >= choice.at_least in (2, 3)
-        said = f"of the measured gains among plans with at least {choice.at_least} biases ("
-        assert said in auto._proof(choice, False)
+        assert choice.plan.biases >= choice.at_least in (0, 2, 3)
+        said = "by the rule for unknown data" if choice.by_rule else "of the measured gains"
+        if choice.at_least:
+            said += f" among plans with at least {choice.at_least} biases"
+        assert f"{said} (" in auto._proof(choice)
     losses = {str(choice.plan): 1.0 - i for i, choice in enumerate(choices)}
     assert choose.winner(choices, results(losses)) is choices[-1]
     assert choose.winner(choices[:1], {}) is choices[0]

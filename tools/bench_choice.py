@@ -94,7 +94,7 @@ def evolved(network: Footprint, gains: Gains, ram: int, seed: int) -> dict[str, 
     """Search once; return the best plan that compiles to at most ``ram`` bytes."""
     start = time.perf_counter()
     search = Evolution(network, gains, ram, seed)
-    for plan in search.run():
+    for plan in [*search.run(), UpdatePlan()]:
         cost = measured(network.build(plan))
         if cost.ram <= ram:
             break
@@ -120,6 +120,7 @@ def measure(gains: Gains | None, budgets: Sequence[int], seeds: int) -> list[dic
     graph = replace_head(frontends.load(common.MODEL), CLASSES)
     for kib in budgets:
         network = Footprint(graph)
+        choose.require_head(network, kib << 10, None)
         worth = gains or choose.rule(network)
         rows.append({"kib": kib, "exact": exact(network, worth, kib << 10), "evolved": []})
         for seed in range(seeds):

@@ -8,6 +8,7 @@ Without either: the gains of ``choose.rule``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,27 +121,33 @@ def choose_plan(
             bench = bench.having(samples=bench.all_samples)
         else:
             gains = choose.rule(network) if found is None else choose.from_analysis(found)
-            choices = [choose.best(network, gains, want.ram, macs, make, report)]
+            choice = choose.best(network, gains, want.ram, macs, make, report)
+            choices = [dataclasses.replace(choice, by_rule=found is None)]
         tried = [str(choice.plan) for choice in choices] or [str(plan)]
         results = bench.run(["last", *tried], "trying") if bench else {}
         if choices:
             choice = choose.winner(choices, results)
             plan, blob, gain = choice.plan, choice.blob, choice.gain
-            say(_proof(choice, found is None))
+            say(_proof(choice))
+        if bench and mean_loss(results[str(plan)]) > mean_loss(results["last"]):
+            say(f"{plan} learns worse than the head alone, which is taken.")
+            plan, gain = UpdatePlan(), 0.0
+            blob = make(plan)
         if bench:
-            blob.meta["rate"] = find_rate(bench, blob, say)
+            rate = blob.meta["rate"] = find_rate(bench, blob, say)
+            verified = bench.having(rate=rate).run(["last", str(plan)], "verifying")
     if len(tried) > 1:
         console.print(_trials(choices, results))
     if found is not None:
         head = sum(found.head) / len(found.head)
         text = f"head alone {head:.1f} %, predicted gain {gain:+.1f} points"
         if bench:
-            before, after = (accuracies(results[name]) for name in ("last", str(plan)))
+            before, after = (accuracies(verified[name]) for name in ("last", str(plan)))
             true = after - before
             each = ", ".join(f"{t:+.1f}" for t in true)
             text += (
                 f", true gain {true.mean():+.1f} ({each}): {before.mean():.1f} -> "
-                f"{after.mean():.1f} % with {len(bench.task.labels):,} samples"
+                f"{after.mean():.1f} % with {len(bench.task.labels):,} samples at rate {rate:g}"
             )
         say(text)
     return blob
@@ -193,13 +200,13 @@ def _trials(choices: Sequence[choose.Choice], results: Results) -> Table:
     return result
 
 
-def _proof(choice: choose.Choice, by_rule: bool) -> str:
+def _proof(choice: choose.Choice) -> str:
     """How good the plan is among all, in a line."""
     if choice.short > 1e-6:
         word = f"at most {choice.short:.3f} points below the optimum"
     else:
         word = "the optimum"
-    of = "by the rule for unknown data" if by_rule else "of the measured gains"
+    of = "by the rule for unknown data" if choice.by_rule else "of the measured gains"
     if choice.at_least:
         of += f" among plans with at least {choice.at_least} biases"
     return (

@@ -2,8 +2,9 @@
 
 Gains add up to first order ('On-Device Training Under 256KB Memory', equation 3): the gain of the
 last K biases and of each part of a weight, measured (``analyze``) or by a rule (``rule``).
-A few samples say little of what deep biases are worth to many: ``trials`` gives the optimum among
-all plans and among those with many biases, and the one that trains best is taken (``winner``).
+A few samples say little of what many biases are worth to more samples, and of early layers, which
+take long to learn: ``trials`` gives the optima among all plans and among those with many biases,
+of the measured gains and of the rule's, and the one that trains best is taken (``winner``).
 Memory does not add up: the arena is the peak over the whole schedule of saved activations, masks,
 gradients and row buffers.  Within a case (``footprint``) it is the greatest of sums that are
 linear in the choices, so ``best`` poses a mixed-integer programme for each case and lets HiGHS
@@ -71,9 +72,9 @@ class Gains:
     weights: dict[Key, float]
 
     def of(self, plan: UpdatePlan) -> float:
-        """Return the sum of a plan's gains."""
-        biases = self.biases[plan.biases] if plan.biases > 1 else 0.0
-        return biases + sum(self.weights[key] for key in plan.weights.items())
+        """Return the sum of a plan's gains; what is not there adds nothing."""
+        weights = (self.weights.get(key, 0.0) for key in plan.weights.items())
+        return self.biases.get(plan.biases, 0.0) + sum(weights)
 
 
 def from_analysis(found: Contributions) -> Gains:
@@ -132,7 +133,8 @@ def rule(network: Footprint) -> Gains:
 class Choice:
     """A plan, its predicted gain, by how much the optimum may be better at most (both points), and
     what it takes, compiled; the effort of finding it: programmes solved, plans compiled, seconds;
-    ``at_least`` is the number of biases that the optimum was bound to have.
+    ``at_least`` is the number of biases that the optimum was bound to have; with ``by_rule`` it is
+    that of ``rule``.
     """
 
     plan: UpdatePlan
@@ -144,6 +146,7 @@ class Choice:
     compiled: int
     seconds: float
     at_least: int = 0
+    by_rule: bool = False
 
 
 class _Programme:
@@ -426,17 +429,23 @@ def trials(
     report: Reporter | None = None,
 ) -> list[Choice]:
     """Return the optimum, and that with at least each of ``LEAST`` of the biases where so many
-    fit, each plan once.  Raises SproutError as ``best`` does."""
-    gains = from_analysis(found)
-    ahead = sum(gain for gain in gains.weights.values() if gain > 0)  # of any sum of weights
+    fit, of the measured gains and of the rule's: each plan once, with the gain that was measured.
+    Raises SproutError as ``best`` does."""
+    measured_gains, unknown = from_analysis(found), rule(network)
     choices: list[Choice] = []
-    for least in (math.ceil(share * len(network.convs)) for share in LEAST):
+    for gains, share in itertools.product((measured_gains, unknown), LEAST):
+        least = math.ceil(share * len(network.convs))
+        ahead = sum(gain for gain in gains.weights.values() if gain > 0)  # of any sum of weights
         bonus = ahead if least else 0.0
         some = {k: g + bonus for k, g in gains.biases.items() if k >= least}
         choice = best(network, Gains(some, gains.weights), ram, macs, build, report)
         if choice.plan.biases >= least and choice.plan not in [c.plan for c in choices]:
-            gain = gains.of(choice.plan)
-            choices.append(dataclasses.replace(choice, gain=gain, at_least=least))
+            choices.append(
+                dataclasses.replace(
+                    choice, gain=measured_gains.of(choice.plan), at_least=least,
+                    by_rule=gains is unknown,
+                )
+            )
     return choices
 
 

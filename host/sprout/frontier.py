@@ -4,7 +4,7 @@ For each budget the best of the plans that are tried (``choose.trials``), the la
 last layers and the largest number of last biases that fit; the last layer alone and everything
 stand beside them.  Each plan learns from the user's samples and is tested on held-out ones, with
 the seeds of the analysis (``analyze.Bench``).  The more learns, the smaller a rate has to be: a
-family learns at that multiple of the analysis's (``FACTORS``) at which its largest plan has the
+family learns at that multiple of the analysis's (``POWERS``) at which its largest plan has the
 least held-out loss.  The samples that chose a rate or a plan also test it, so all numbers are
 somewhat flattering, those of the found plans most.
 """
@@ -28,8 +28,9 @@ from .progress import Reporter
 BUDGETS = tuple(range(32, 257, 32))
 """KiB of RAM."""
 
-FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
-"""Of the analysis's rate: the rates that each family tries."""
+POWERS, LEAST_POWER, MOST_POWER = (-2, -1, 0, 1), -7, 4
+"""Of 2, times the analysis's rate: the rates that each family tries first, and how far it goes on
+while the last one is the best."""
 
 FAMILIES = {
     "found": "the plan found for each budget",
@@ -122,13 +123,23 @@ def plans(
 def rates(bench: Bench, points: Sequence[Point]) -> dict[str, float]:
     """Return the rate of each family."""
     largest = {p.family: p.plan for p in sorted(points, key=lambda p: p.ram)}
-    loss: dict[str, dict[float, float]] = {family: {} for family in largest}
-    for factor in FACTORS:
-        rate = bench.task.settings.rate * factor
-        results = bench.having(rate=rate).run(list(largest.values()), f"rate {rate:g}")
-        for family, plan in largest.items():
-            loss[family][rate] = mean_loss(results[plan])
-    return {family: min(some, key=lambda rate: some[rate]) for family, some in loss.items()}
+    loss: dict[str, dict[int, float]] = {family: {} for family in largest}
+    best: dict[str, int] = {}
+    todo = {power: list(largest) for power in POWERS}
+    while todo:
+        for power, families in todo.items():
+            rate = bench.task.settings.rate * 2.0**power
+            texts = [largest[family] for family in families]
+            results = bench.having(rate=rate).run(texts, f"learning at rate {rate:g}")
+            for family in families:
+                loss[family][power] = mean_loss(results[largest[family]])
+        todo = {}
+        for family, some in loss.items():
+            best[family] = min(some, key=lambda power: some[power])
+            for power in (best[family] - 1, best[family] + 1):
+                if power not in some and LEAST_POWER <= power <= MOST_POWER:
+                    todo.setdefault(power, []).append(family)
+    return {family: bench.task.settings.rate * 2.0**power for family, power in best.items()}
 
 
 def measure(bench: Bench, points: Sequence[Point]) -> list[Point]:
