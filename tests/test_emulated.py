@@ -95,7 +95,7 @@ def test_person_detectors(shared: Path, cpu: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("cpu", MAIN)
-@pytest.mark.parametrize(("edge", "shift"), [("start", -2048), ("end", 256)])
+@pytest.mark.parametrize(("edge", "shift"), [("start", -2048), ("end", 2048)])
 def test_the_emulator_finds_an_access_outside(cpu: str, edge: str, shift: int) -> None:
     blob = compiler.compile_graph(residual_net(3), "full").to_bytes()
     net = Net(blob, emulate(cpu, edge=edge))
