@@ -442,7 +442,9 @@ def trials(
         if choice.plan.biases >= least and choice.plan not in [c.plan for c in choices]:
             choices.append(
                 dataclasses.replace(
-                    choice, gain=measured_gains.of(choice.plan), at_least=least,
+                    choice,
+                    gain=measured_gains.of(choice.plan),
+                    at_least=least,
                     by_rule=gains is unknown,
                 )
             )

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 from . import data as npz
 from . import learned
@@ -305,15 +306,16 @@ def compile_command(
         rows=rows,
         save=not whole_layers,
     )
+    refuse_idle(
+        ("--plan auto", plan == "auto", ("ram", "step_mmac", "analysis", "select")),
+        ("--data", auto["data"] is not None, ("samples", "seeds", "epochs", "rate", "scheduler")),
+        ("--select eliminate", auto["select"] == "eliminate", ("within",)),
+    )
     console = make_console()
     want = autos.Wanted(classes, max_classes, seed, fractions, rows, input_range, **auto)
     if plan == "auto":
         blob = autos.choose_plan(model, lambda found: make(plan=str(found)), want, console)
     else:
-        for name in ("ram", "step_mmac", "analysis"):
-            if auto[name] is not None:
-                option = "--" + name.replace("_", "-")
-                raise SproutError(f"{option} belongs to --plan auto, and the plan is '{plan}'.")
         blob = make(plan=plan)
         if auto["data"] is not None:
             autos.set_rate(model, blob, want, console)
@@ -323,6 +325,19 @@ def compile_command(
     console.print(f"{output}: {inspect.classes_text(blob)}", markup=False, soft_wrap=True)
     console.print(inspect.learns_text(blob), markup=False, soft_wrap=True)
     console.print(inspect.sizes(blob, len(raw)))
+
+
+def refuse_idle(*rules: tuple[str, bool, Sequence[str]]) -> None:
+    """Refuse options that the user gave and that do nothing here: (what they belong to, whether
+    it is given, their names)."""
+    given = click.get_current_context().get_parameter_source
+    for to, is_there, names in rules:
+        for name in names:
+            if not is_there and given(name) is ParameterSource.COMMANDLINE:
+                option = "--" + name.replace("_", "-")
+                raise SproutError(
+                    f"{option} does nothing without {to}: leave it out, or give both."
+                )
 
 
 @cli.command("analyze", short_help="Measure what each layer contributes on your samples.")
