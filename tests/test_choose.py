@@ -244,8 +244,26 @@ def test_plans_with_many_biases_are_tried_too():
             said += f" among plans with at least {choice.at_least} biases"
         assert f"{said} (" in auto._proof(choice)
     losses = {str(choice.plan): 1.0 - i for i, choice in enumerate(choices)}
-    assert choose.winner(choices, results(losses)) is choices[-1]
-    assert choose.winner(choices[:1], {}) is choices[0]
+    assert choose.winner(None, choices, results(losses)) is choices[-1]
+    assert choose.winner(None, choices[:1], {}) is choices[0]
+
+
+def test_plans_that_are_close_are_tried_again():
+    class Again:
+        task = SimpleNamespace(settings=SimpleNamespace(seeds=3))
+
+        def having(self, seeds):
+            assert seeds == 6
+            return self
+
+        def run(self, texts, phase):
+            assert texts == ["b2", "b3"]
+            return results({"b2": 0.3, "b3": 0.2})
+
+    choices = [SimpleNamespace(plan=UpdatePlan(k)) for k in (2, 3, 4)]
+    losses = {"b2": (0.10, 0.20, 0.30), "b3": (0.12, 0.19, 0.31), "b4": (0.2, 0.3, 0.4)}
+    first = {plan: [{"loss": loss} for loss in each] for plan, each in losses.items()}
+    assert choose.winner(Again(), choices, first) is choices[1]
 
 
 class RatedBench:
@@ -323,6 +341,8 @@ def test_elimination_freezes_all_that_is_not_missed():
     plan = choose.eliminate(bench, network, found, within=2.0)
     assert str(plan) == "b3,3:1"
     assert len(bench.asked) == len(set(bench.asked)) == 7
+    rising = FakeBench(lambda text: 40 if "0:1" in text else 80 if "3:1" in text else 70)
+    assert str(choose.eliminate(rising, network, found, within=2.0)) == "3:1"
     assert bench.told == [("eliminating", done, 7) for done in range(1, 8)]
 
 

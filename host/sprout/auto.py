@@ -126,7 +126,7 @@ def choose_plan(
         tried = [str(choice.plan) for choice in choices] or [str(plan)]
         results = bench.run(["last", *tried], "trying") if bench else {}
         if choices:
-            choice = choose.winner(choices, results)
+            choice = choose.winner(bench, choices, results) if bench else choices[0]
             plan, blob, gain = choice.plan, choice.blob, choice.gain
             say(_proof(choice))
         if bench and mean_loss(results[str(plan)]) > mean_loss(results["last"]):

@@ -40,7 +40,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import blob as blobs
-from .analyze import Bench, Contributions, Gain, Results, accuracies, mean_loss
+from .analyze import (
+    Bench,
+    Contributions,
+    Gain,
+    Results,
+    accuracies,
+    mean_loss,
+    standard_error,
+)
 from .blob import Blob
 from .compile import DEFAULT_SCRATCH
 from .footprint import Base, Case, Cost, Footprint, Key, Piece, Weight, measured
@@ -429,12 +437,15 @@ def trials(
     report: Reporter | None = None,
 ) -> list[Choice]:
     """Return the optimum, and that with at least each of ``LEAST`` of the biases where so many
-    fit, of the measured gains and of the rule's: each plan once, with the gain that was measured.
-    Raises SproutError as ``best`` does."""
+    fit, of the measured gains and of the rule's, and of the former with as many biases as fit:
+    each plan once, with the gain that was measured.  Raises SproutError as ``best`` does."""
     measured_gains, unknown = from_analysis(found), rule(network)
+    many = Gains({k: float(k) for k in measured_gains.biases}, {})
+    most = best(network, many, ram, macs, build, report).plan.biases
+    leasts = [math.ceil(share * len(network.convs)) for share in LEAST]
     choices: list[Choice] = []
-    for gains, share in itertools.product((measured_gains, unknown), LEAST):
-        least = math.ceil(share * len(network.convs))
+    tasks = [*itertools.product((measured_gains, unknown), leasts), (measured_gains, most)]
+    for gains, least in tasks:
         ahead = sum(gain for gain in gains.weights.values() if gain > 0)  # of any sum of weights
         bonus = ahead if least else 0.0
         some = {k: g + bonus for k, g in gains.biases.items() if k >= least}
@@ -451,12 +462,26 @@ def trials(
     return choices
 
 
-def winner(choices: Sequence[Choice], results: Results) -> Choice:
-    """Return the choice with the least held-out loss among ``results`` by plan, mean of the seeds;
-    if there is but one, that."""
+def winner(bench: Bench, choices: Sequence[Choice], results: Results) -> Choice:
+    """Return the choice with the least held-out loss, mean of the seeds, or the only one there is.
+
+    ``results`` are those of ``bench``.  Choices within a standard error of the least, that of the
+    differences seed by seed, learn again with twice as many seeds, which decide.
+    """
     if len(choices) == 1:
         return choices[0]
-    return min(choices, key=lambda choice: mean_loss(results[str(choice.plan)]))
+    each = [np.array([r["loss"] for r in results[str(choice.plan)]]) for choice in choices]
+    best = min(each, key=lambda loss: float(loss.mean()))
+    close = [
+        choice
+        for choice, loss in zip(choices, each, strict=True)
+        if (loss - best).mean() <= (standard_error(loss - best) or 0.0)
+    ]
+    if len(close) > 1:
+        seeds = 2 * bench.task.settings.seeds
+        texts = [str(choice.plan) for choice in close]
+        results = bench.having(seeds=seeds).run(texts, "trying again")
+    return min(close, key=lambda choice: mean_loss(results[str(choice.plan)]))
 
 
 def eliminate(
@@ -471,7 +496,8 @@ def eliminate(
 
     Weights go first, the one with the least gain for its bytes before the others, then the biases
     from the first on.  Each time the rest is trained; what cannot be missed, because the accuracy
-    falls more than ``within`` points below that of all together, goes on learning.  With ``ram``
+    falls more than ``within`` points below the best so far, goes on learning: all together may be
+    far from the best, as one rate is for all.  With ``ram``
     or ``macs`` freezing goes on in the same order, whatever the accuracy, until the plan fits,
     compiled.  Raises SproutError if not even the head alone does.
     """
@@ -481,14 +507,17 @@ def eliminate(
     for i in {i for i, _ in gains.weights}:
         plan.weights[i] = max(f for j, f in gains.weights if j == i)
     steps, total = itertools.count(1), 1 + len(plan.weights) + len(gains.biases)
+    reached = 0.0
 
-    def trained(plan: UpdatePlan) -> float:
+    def missed(plan: UpdatePlan) -> bool:
+        nonlocal reached
         result = float(accuracies(bench.run([str(plan)], "trying")[str(plan)]).mean())
         if bench.report:
             bench.report("eliminating", next(steps), total)
-        return result
+        reached = max(reached, result)
+        return result < reached - within
 
-    target = trained(plan) - within
+    missed(plan)
 
     def price(i: int) -> float:
         key = i, plan.weights[i]
@@ -503,13 +532,13 @@ def eliminate(
             if may_lose and fits(plan):
                 break
             less = UpdatePlan(plan.biases, {j: f for j, f in plan.weights.items() if j != i})
-            if may_lose or trained(less) >= target:
+            if may_lose or not missed(less):
                 plan = less
         for k in sorted((k for k in (0, *gains.biases) if k < plan.biases), reverse=True):
             if may_lose and fits(plan):
                 break
             less = UpdatePlan(k, dict(plan.weights))
-            if not may_lose and trained(less) < target:
+            if not may_lose and missed(less):
                 break
             plan = less
     return plan
