@@ -375,6 +375,12 @@ def test_frontier_draws_and_writes(tiny, tmp_path, capsys):
     assert sprout("frontier", *tiny, *again, "--png", "g.png") == 0
     assert json.loads((tmp_path / "g.json").read_text())["points"] == points
     assert "Nothing fits 1,024 bytes: the least plan here takes" in capsys.readouterr().out
+    by_rows = ("--rows", "--budgets", "7K", "--analysis", "gains.json", "--json", "r.json")
+    assert sprout("frontier", *tiny, *by_rows, "--png", "r.png") == 0
+    points = json.loads((tmp_path / "r.json").read_text())["points"]
+    assert {p["family"] for p in points} == set(frontier.FAMILIES)
+    last = next(p for p in points if p["family"] == "last")
+    assert last["ram"] == measured(compile_graph(residual_net(), "last", rows=True)).ram
     gains = json.loads((tmp_path / "gains.json").read_text())
     gains["about"]["ram"] = 6 << 10
     (tmp_path / "gains.json").write_text(json.dumps(gains))

@@ -94,7 +94,7 @@ def plans(
     report: Reporter | None = None,
 ) -> Iterator[Point]:
     """Yield the points of all families for budgets in bytes, without their accuracy, and all plans
-    that are tried."""
+    that are tried.  Everything can only learn from whole frames, whatever the others do."""
     for done, ram in enumerate(budgets, 1):
         try:
             choices = trials(network, analysis, ram)
@@ -112,9 +112,10 @@ def plans(
             plan = largest(network, make, ram)
             if plan is not None and (family, plan) not in fixed:
                 fixed.append((family, plan))
+    whole = Footprint(network.source, network.fractions)  # what everything learning needs
     for family, plan in fixed:
         try:
-            cost = measured(network.build(plan))
+            cost = measured((whole if family == "full" else network).build(plan))
         except SproutError:  # there is no gradient for all of it
             continue
         yield Point(family, str(plan), cost.ram, cost.macs)
