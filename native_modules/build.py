@@ -298,10 +298,20 @@ def build_host(out: Path | None = None, plain: bool = False) -> Path:
     return build_shared(sources, out or BUILD / "libsprout.so")
 
 
+def _processor() -> str:
+    """What this processor can do, as far as Linux tells: -mcpu=native depends on it, and a folder
+    may be seen by several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
 def build_shared(sources: Sequence[Path], out: Path, flags: Sequence[str] = ()) -> Path:
     """Builds C files for this machine as the shared library `out`; returns `out`."""
     flags = [*HOST_FLAGS, *LANGUAGE, *WARNINGS, *flags]
-    digest = _digest(sources, flags)
+    digest = _digest(sources, flags, _processor())
     if not _is_current(out, digest):
         with _folder(out) as folder:
             library = Path(folder, out.name)
