@@ -33,7 +33,7 @@ from bench_common import CLASSES, PLAN, TRAIN, Dataset, Settings, Task
 from rich.console import Console
 from sprout import choose, frontends, frontier
 from sprout import data as npz
-from sprout.analyze import Bench, Contributions, analyze, mean_loss, spread, standard_error
+from sprout.analyze import Bench, Contributions, analyze, close_to_least, mean_loss, spread
 from sprout.analyze import Settings as Analysis
 from sprout.choose import Choice
 from sprout.footprint import Footprint, measured
@@ -100,11 +100,8 @@ class Finder:
         if (self.name, plan) in RATES:
             return RATES[self.name, plan]
         grid = GRIDS["last"] if plan == "last" else GRIDS[PLAN]
-        results = {rate: self.bench(rate).run([plan], "tuning")[plan] for rate in grid}
-        loss = {rate: np.array([r["loss"] for r in some]) for rate, some in results.items()}
-        best = min(loss.values(), key=lambda each: float(each.mean()))
-        worse = {rate: each - best for rate, each in loss.items()}
-        return min(r for r, w in worse.items() if w.mean() <= (standard_error(w) or 0.0))
+        results = [self.bench(rate).run([plan], "tuning")[plan] for rate in grid]
+        return min(grid[i] for i in close_to_least(results))
 
     def layers(self, network: Footprint, ram: int) -> tuple[str, float]:
         """Return the best plan of last layers for a budget in bytes, and its rate."""

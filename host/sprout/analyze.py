@@ -371,6 +371,15 @@ def standard_error(each: np.ndarray) -> float | None:
     return float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None
 
 
+def close_to_least(results: Sequence[Sequence[dict[str, Any]]]) -> list[int]:
+    """Return the numbers of the results, with the same seeds, whose held-out loss is within a
+    standard error of the least, that of the differences seed by seed."""
+    losses = [np.array([r["loss"] for r in some]) for some in results]
+    best = min(losses, key=lambda loss: float(loss.mean()))
+    worse = [loss - best for loss in losses]
+    return [i for i, w in enumerate(worse) if w.mean() <= (standard_error(w) or 0.0)]
+
+
 @dataclass
 class Gain:
     """What a candidate gained, in points: the mean, its standard error over the seeds (None with

@@ -46,8 +46,8 @@ from .analyze import (
     Gain,
     Results,
     accuracies,
+    close_to_least,
     mean_loss,
-    standard_error,
 )
 from .blob import Blob
 from .compile import DEFAULT_SCRATCH
@@ -470,13 +470,7 @@ def winner(bench: Bench, choices: Sequence[Choice], results: Results) -> Choice:
     """
     if len(choices) == 1:
         return choices[0]
-    each = [np.array([r["loss"] for r in results[str(choice.plan)]]) for choice in choices]
-    best = min(each, key=lambda loss: float(loss.mean()))
-    close = [
-        choice
-        for choice, loss in zip(choices, each, strict=True)
-        if (loss - best).mean() <= (standard_error(loss - best) or 0.0)
-    ]
+    close = [choices[i] for i in close_to_least([results[str(c.plan)] for c in choices])]
     if len(close) > 1:
         seeds = 2 * bench.task.settings.seeds
         texts = [str(choice.plan) for choice in close]
@@ -497,9 +491,9 @@ def eliminate(
     Weights go first, the one with the least gain for its bytes before the others, then the biases
     from the first on.  Each time the rest is trained; what cannot be missed, because the accuracy
     falls more than ``within`` points below the best so far, goes on learning: all together may be
-    far from the best, as one rate is for all.  With ``ram``
-    or ``macs`` freezing goes on in the same order, whatever the accuracy, until the plan fits,
-    compiled.  Raises SproutError if not even the head alone does.
+    far from the best, as one rate is for all.  With ``ram`` or ``macs`` freezing goes on in the
+    same order, whatever the accuracy, until the plan fits, compiled.  Raises SproutError if not
+    even the head alone does.
     """
     require_head(network, ram, macs)
     gains = from_analysis(found)
