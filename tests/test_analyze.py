@@ -334,7 +334,12 @@ def test_analyze_then_compile(tiny, tmp_path, capsys):
     assert "leaves out" not in by_file
     assert sprout("compile", *tiny, *common) == 0
     with_data = capsys.readouterr().out
-    assert with_data.splitlines()[0].split(":")[0] == by_file.splitlines()[0].split(":")[0]
+    rows = [line.split() for line in with_data.splitlines()]
+    tried = [row for row in rows[1:] if len(row) == 6 and row[0].startswith("b")]
+    assert by_file.split(": the optimum")[0] in [row[0] for row in tried]  # and more than that
+    assert {float(row[1]) for row in tried} >= {0.02, 0.01}
+    losses = [float(row[5]) for row in tried]
+    assert losses == sorted(losses)
     said = re.search(r"predicted gain .* true gain (.*) \((.*)\): (.*) -> (.*) %", with_data)
     gain, each, before, after = said.groups()
     assert float(gain) == pytest.approx(float(after) - float(before), abs=0.11)

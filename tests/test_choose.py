@@ -215,10 +215,6 @@ def test_what_the_solver_prints_is_not_ours(capfd):
     assert capfd.readouterr().out == "ours\n"
 
 
-def results(losses):
-    return {plan: [{"right": 1, "of": 1, "loss": loss}] for plan, loss in losses.items()}
-
-
 def test_plans_with_many_biases_are_tried_too():
     """A weight that is worth more than biases leaves no room for them; training may disagree."""
     network = Footprint(residual_net())
@@ -230,54 +226,95 @@ def test_plans_with_many_biases_are_tried_too():
     found = Contributions({}, [50.0], 5, biases, {(3, Fraction(1)): gain(1.0)})
     ram = max(network.cost(plans.parse(text, 5)).ram for text in ("3:1", "b4"))
     assert network.cost(plans.parse("b4,3:1", 5)).ram > ram
-    choices = choose.trials(network, found, ram)
+    choices = choose.offers(network, found, ram)
     assert 3 in choices[0].plan.weights
     assert max(choice.plan.biases for choice in choices) >= 3
     assert len({str(choice.plan) for choice in choices}) == len(choices) > 1
     assert all(choice.cost.ram <= ram for choice in choices)
     assert "the optimum of the measured gains (" in auto._proof(choices[0])
-    assert {choice.by_rule for choice in choices} == {False, True}
+    assert {choice.of.split(" among")[0] for choice in choices} >= {choose.MEASURED, choose.RULE}
     for choice in choices[1:]:
-        assert choice.plan.biases >= choice.at_least in (0, 2, 3)
-        said = "by the rule for unknown data" if choice.by_rule else "of the measured gains"
-        if choice.at_least:
-            said += f" among plans with at least {choice.at_least} biases"
-        assert f"{said} (" in auto._proof(choice)
-    losses = {str(choice.plan): 1.0 - i for i, choice in enumerate(choices)}
-    assert choose.winner(None, choices, results(losses)) is choices[-1]
-    assert choose.winner(None, choices[:1], {}) is choices[0]
+        assert f"the optimum {choice.of} (" in auto._proof(choice)
+        least = re.search(r"at least (\d+) biases", choice.of)
+        assert choice.plan.biases >= int(least[1] if least else 0)
 
 
-def test_plans_that_are_close_are_tried_again():
-    class Again:
-        task = SimpleNamespace(settings=SimpleNamespace(seeds=3))
+def test_plans_that_teach_expansions_alone_are_tried_too():
+    network = Footprint(residual_net())
+    assert choose.expansions(network) == {1}
+    weights = {(i, Fraction(1)): Gain(1.0, 0.0, [1.0], 0.1) for i in range(4)}
+    found = Contributions({}, [50.0], 2, {2: Gain(1.0, 0.0, [1.0], 0.1)}, weights)
+    choices = choose.offers(network, found, network.cost(plans.parse("full", 5)).ram)
+    narrow = [c for c in choices if "weights of expansions alone" in c.of]
+    assert narrow and {i for c in narrow for i in c.plan.weights} == {1}
+    assert choose.expansions(Footprint(branched_net())) is None
 
-        def having(self, seeds):
-            assert seeds == 6
-            return self
 
-        def run(self, texts, phase):
-            assert texts == ["b2", "b3"]
-            return results({"b2": 0.3, "b3": 0.2})
-
-    choices = [SimpleNamespace(plan=UpdatePlan(k)) for k in (2, 3, 4)]
-    losses = {"b2": (0.10, 0.20, 0.30), "b3": (0.12, 0.19, 0.31), "b4": (0.2, 0.3, 0.4)}
-    first = {plan: [{"loss": loss} for loss in each] for plan, each in losses.items()}
-    assert choose.winner(Again(), choices, first) is choices[1]
+def test_gains_can_be_offered_in_part():
+    gains = choose.Gains({2: 1.0, 3: 2.0}, {(1, Fraction(1)): 5.0, (2, Fraction(1)): -1.0})
+    assert gains.among(None, 0) == gains
+    assert gains.among({2}, 0) == choose.Gains({2: 1.0, 3: 2.0}, {(2, Fraction(1)): -1.0})
+    assert gains.among(None, 3).biases == {3: 7.0}  # more than any weights are worth
 
 
 class RatedBench:
-    """A bench whose plans, b and a number, come to a loss by plan and rate."""
+    """A bench whose plans, b and a number, come to a loss by plan, rate and number of seeds."""
 
-    def __init__(self, loss, rate=0.004):
-        self.loss, self.task = loss, SimpleNamespace(settings=SimpleNamespace(rate=rate))
+    def __init__(self, loss, rate=0.004, seeds=1):
+        self.loss = loss
+        self.asked: list[tuple[str, float, int]] = []
+        self.task = SimpleNamespace(settings=SimpleNamespace(rate=rate, seeds=seeds))
 
-    def having(self, rate):
-        return RatedBench(self.loss, rate)
+    def having(self, rate, seeds=None):
+        other = RatedBench(self.loss, rate, seeds or self.task.settings.seeds)
+        other.asked = self.asked
+        return other
 
     def run(self, texts, phase):
-        rate = self.task.settings.rate
-        return results({text: self.loss(int(text[1:]), rate) for text in texts})
+        now = self.task.settings
+        self.asked += [(text, now.rate, now.seeds) for text in texts]
+        found = {}
+        for text in texts:
+            each = np.broadcast_to(self.loss(int(text[1:]), now.rate, now.seeds), now.seeds)
+            found[text] = [{"right": 1, "of": 1, "loss": float(loss)} for loss in each]
+        return found
+
+
+def of_biases(*numbers):
+    return [SimpleNamespace(plan=UpdatePlan(k)) for k in numbers]
+
+
+def test_the_better_half_competes_at_half_the_rate_as_long_as_that_helps():
+    bench = RatedBench(lambda k, rate, seeds: k + abs(rate - 0.001))
+    trials = choose.compete(bench, of_biases(3, 2, 5, 4))
+    assert bench.asked == [
+        ("b3", 0.004, 1), ("b2", 0.004, 1), ("b5", 0.004, 1), ("b4", 0.004, 1),
+        ("b2", 0.002, 1), ("b3", 0.002, 1), ("b2", 0.001, 1), ("b2", 0.0005, 1),
+    ]  # fmt: skip
+    assert (str(trials[0].choice.plan), trials[0].rate) == ("b2", 0.001)
+    assert [t.loss for t in trials] == sorted(t.loss for t in trials)
+
+
+def test_a_least_rate_is_not_halved():
+    bench = RatedBench(lambda k, rate, seeds: rate, rate=1.5e-9)
+    assert [t.rate for t in choose.compete(bench, of_biases(2))] == [1.5e-9]
+
+
+def test_the_plan_with_the_least_loss_wins():
+    bench = RatedBench(lambda k, rate, seeds: 1.0 / k, seeds=3)
+    assert choose.winner(bench, choose.compete(bench, of_biases(2, 5, 3))).choice.plan.biases == 5
+
+
+def test_plans_that_are_close_are_tried_again():
+    losses = {
+        3: {2: (0.10, 0.20, 0.30), 3: (0.12, 0.19, 0.31), 4: (0.2, 0.3, 0.4)},
+        6: {2: 0.3, 3: 0.2},
+    }
+    bench = RatedBench(lambda k, rate, seeds: losses[seeds][k] if rate == 0.004 else 9.0, seeds=3)
+    trials = choose.compete(bench, of_biases(2, 3, 4))
+    bench.asked.clear()
+    assert choose.winner(bench, trials) is trials[1]
+    assert bench.asked == [("b2", 0.004, 6), ("b3", 0.004, 6)]
 
 
 def test_the_frontier_keeps_the_best_of_the_plans_tried_for_a_budget():
@@ -285,7 +322,7 @@ def test_the_frontier_keeps_the_best_of_the_plans_tried_for_a_budget():
         frontier.Point("found", f"b{k}", 1, 1, budget=budget)
         for k, budget in ((4, 10), (2, 10), (3, 10), (4, 20))
     ] + [frontier.Point("biases", "b4", 1, 1), frontier.Point("biases", "b5", 1, 1)]
-    bench = RatedBench(lambda k, rate: float(k))
+    bench = RatedBench(lambda k, rate, seeds: float(k))
     kept = [(p.family, p.plan, p.budget) for p in frontier.measure(bench, points)]
     assert kept == [
         ("found", "b2", 10), ("found", "b4", 20), ("biases", "b4", None), ("biases", "b5", None)
@@ -299,7 +336,7 @@ def test_each_family_learns_at_the_rate_that_is_best_for_its_largest_plan():
         frontier.Point("full", "b8", 900, 1),
         frontier.Point("found", "b4", 60, 1, budget=64),
     ]
-    bench = RatedBench(lambda k, rate: abs(rate - 0.004 / k))
+    bench = RatedBench(lambda k, rate, seeds: abs(rate - 0.004 / k))
     found = {(p.family, p.plan): p.rate for p in frontier.measure(bench, points)}
     assert found == {
         ("biases", "b4"): 0.001, ("biases", "b2"): 0.001,

@@ -1,9 +1,9 @@
 """``--plan auto``: from a model and the user's samples to a plan that was measured.
 
 With samples: contribution analysis of a few of them, the best plans under the budget
-(``choose.trials``), these trained on all samples, and the one with the least held-out loss taken,
+(``choose.offers``), these trained on all samples, and the one with the least held-out loss taken,
 its true gain beside the predicted one.  With the file of an analysis: the same without training.
-Without either: the gains of ``choose.rule``.
+Without either: the gains of ``choose.unknown``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,6 @@ from .analyze import (
     Bench,
     Contributions,
     Gain,
-    Results,
     Settings,
     accuracies,
     analyze,
@@ -110,37 +110,43 @@ def choose_plan(
             found = read(want.analysis, subject(model.read_bytes(), want.classes))
             if note := _left_out(found, want.analysis, want.ram):
                 say(note)
-        choices: list[choose.Choice] = []
+        trials: list[choose.Trial] = []
+        head: list[dict[str, Any]] = []
         if want.select == "eliminate":
             assert bench is not None and found is not None
             plan = choose.eliminate(bench, network, found, want.within, want.ram, macs)
             say(f"backward elimination leaves {plan}")
             blob, gain = make(plan), choose.from_analysis(found).of(plan)
+            results = bench.run(["last", str(plan)], "trying")
+            head, learned = results["last"], results[str(plan)]
         elif bench is not None and found is not None:
-            choices = choose.trials(network, found, want.ram, macs, make, report)
+            choices = choose.offers(network, found, want.ram, macs, make, report)
             bench = bench.having(samples=bench.all_samples)
+            head = bench.run(["last"], "trying")["last"]
+            trials = choose.compete(bench, choices)
+            best = choose.winner(bench, trials)
+            choice, learned = best.choice, best.results
         else:
-            gains = choose.rule(network) if found is None else choose.from_analysis(found)
+            gains, of = choose.unknown(network)
+            if found is not None:
+                gains, of = choose.from_analysis(found), choose.MEASURED
             choice = choose.best(network, gains, want.ram, macs, make, report)
-            choices = [dataclasses.replace(choice, by_rule=found is None)]
-        tried = [str(choice.plan) for choice in choices] or [str(plan)]
-        results = bench.run(["last", *tried], "trying") if bench else {}
-        if choices:
-            choice = choose.winner(bench, choices, results) if bench else choices[0]
+            choice = dataclasses.replace(choice, of=of)
+        if want.select != "eliminate":
             plan, blob, gain = choice.plan, choice.blob, choice.gain
             say(_proof(choice))
-        if bench and mean_loss(results[str(plan)]) > mean_loss(results["last"]):
+        if bench and mean_loss(learned) > mean_loss(head):
             say(f"{plan} learns worse than the head alone, which is taken.")
             plan, gain = UpdatePlan(), 0.0
             blob = make(plan)
         if bench:
             rate = blob.meta["rate"] = find_rate(bench, blob, say)
             verified = bench.having(rate=rate).run(["last", str(plan)], "verifying")
-    if len(tried) > 1:
-        console.print(_trials(choices, results))
+    if len(trials) > 1:
+        console.print(_trials(trials, head))
     if found is not None:
-        head = sum(found.head) / len(found.head)
-        text = f"head alone {head:.1f} %, predicted gain {gain:+.1f} points"
+        alone = sum(found.head) / len(found.head)
+        text = f"head alone {alone:.1f} %, predicted gain {gain:+.1f} points"
         if bench:
             before, after = (accuracies(verified[name]) for name in ("last", str(plan)))
             true = after - before
@@ -185,15 +191,16 @@ def _left_out(found: Contributions, path: Path, ram: int) -> str:
     )
 
 
-def _trials(choices: Sequence[choose.Choice], results: Results) -> Table:
-    """What the plans came to that were trained to find the best of them."""
-    result = Table("trained", "RAM", "predicted", "true gain", "loss", box=None, pad_edge=False)
-    for choice in choices:
-        found = results[str(choice.plan)]
-        true = (accuracies(found) - accuracies(results["last"])).mean()
+def _trials(trials: Sequence[choose.Trial], head: Sequence[dict[str, Any]]) -> Table:
+    """What the plans came to that were trained to find the best of them, at their rates."""
+    result = Table(
+        "trained", "rate", "RAM", "predicted", "true gain", "loss", box=None, pad_edge=False
+    )
+    for trial in trials:
+        true = (accuracies(trial.results) - accuracies(head)).mean()
         result.add_row(
-            str(choice.plan), f"{choice.cost.ram:,}", f"{choice.gain:+.1f}", f"{true:+.1f}",
-            f"{mean_loss(found):.3f}",
+            str(trial.choice.plan), f"{trial.rate:g}", f"{trial.choice.cost.ram:,}",
+            f"{trial.choice.gain:+.1f}", f"{true:+.1f}", f"{trial.loss:.3f}",
         )  # fmt: skip
     for column in result.columns[1:]:
         column.justify = "right"
@@ -206,13 +213,8 @@ def _proof(choice: choose.Choice) -> str:
         word = f"at most {choice.short:.3f} points below the optimum"
     else:
         word = "the optimum"
-    of = "by the rule for unknown data" if choice.by_rule else "of the measured gains"
-    if choice.at_least:
-        of += f" among plans with at least {choice.at_least} biases"
-    return (
-        f"{choice.plan}: {word} {of} ({choice.solved} programmes solved, {choice.compiled} plans "
-        f"compiled, {choice.seconds:.1f} s)"
-    )
+    effort = f"{choice.solved} programmes solved, {choice.compiled} plans compiled"
+    return f"{choice.plan}: {word} {choice.of} ({effort}, {choice.seconds:.1f} s)"
 
 
 def _error(points: float | None) -> str:

@@ -3,8 +3,9 @@
 Gains add up to first order ('On-Device Training Under 256KB Memory', equation 3): the gain of the
 last K biases and of each part of a weight, measured (``analyze``) or by a rule (``rule``).
 A few samples say little of what many biases are worth to more samples, and of early layers, which
-take long to learn: ``trials`` gives the optima among all plans and among those with many biases,
-of the measured gains and of the rule's, and the one that trains best is taken (``winner``).
+take long to learn: ``offers`` gives the optima among all plans, among those with many biases and
+among those whose weights are those of expansions alone, of the measured gains and of the rule's,
+and the one that trains best is taken (``compete``, ``winner``).
 Memory does not add up: the arena is the peak over the whole schedule of saved activations, masks,
 gradients and row buffers.  Within a case (``footprint``) it is the greatest of sums that are
 linear in the choices, so ``best`` poses a mixed-integer programme for each case and lets HiGHS
@@ -34,8 +35,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +46,6 @@ from .analyze import (
     Bench,
     Contributions,
     Gain,
-    Results,
     accuracies,
     close_to_least,
     mean_loss,
@@ -55,6 +56,7 @@ from .footprint import Base, Case, Cost, Footprint, Key, Piece, Weight, measured
 from .graph import SproutError
 from .plan import UpdatePlan
 from .progress import Reporter
+from .schedule import LEAST_RATE
 
 TIE = 1e-3
 """Points that the whole budget is worth: of plans that gain the same, the one with less RAM."""
@@ -67,6 +69,14 @@ LEAST = (0.0, 0.25, 0.5)
 
 DECAY, BIAS, DEPTHWISE = 0.97, 1 / 16, 1 / 16
 """The numbers of ``rule``."""
+
+MEASURED, RULE = "of the measured gains", "by the rule for unknown data"
+"""What a plan is the optimum of."""
+
+NARROW = "weights of expansions alone"
+
+MOST_AGAIN = 4
+"""Plans that are close and learn again with twice as many seeds, at most."""
 
 Cut = tuple[frozenset[int], frozenset[int]]
 """A solution that is not allowed: its choices that are made, and those that are not."""
@@ -83,6 +93,14 @@ class Gains:
         """Return the sum of a plan's gains; what is not there adds nothing."""
         weights = (self.weights.get(key, 0.0) for key in plan.weights.items())
         return self.biases.get(plan.biases, 0.0) + sum(weights)
+
+    def among(self, layers: Container[int] | None, least: int) -> Gains:
+        """Return the gains that offer weights of some layers alone (None: of all), and so many
+        biases at least where those fit."""
+        weights = {k: g for k, g in self.weights.items() if layers is None or k[0] in layers}
+        # more than any sum of weights, so that no plan with fewer biases is better
+        bonus = sum(gain for gain in weights.values() if gain > 0) if least else 0.0
+        return Gains({k: g + bonus for k, g in self.biases.items() if k >= least}, weights)
 
 
 def from_analysis(found: Contributions) -> Gains:
@@ -118,19 +136,44 @@ def from_analysis(found: Contributions) -> Gains:
     return Gains(biases, weights)
 
 
-def rule(network: Footprint) -> Gains:
+def expansions(network: Footprint) -> frozenset[int] | None:
+    """Return the numbers of the convolutions whose results go to depthwise ones; None if none do.
+
+    What they read, which their gradient needs, is the narrow end of an inverted residual block:
+    they cost less than others, and it is they that the paper's plans teach.
+    """
+    read = {id(op.inputs[0]) for op in network.convs if op.kind == "depthwise"}
+    found = frozenset(
+        i for i, op in enumerate(network.convs)
+        if op.kind == "conv" and any(id(t) in read for t in op.outputs)
+    )  # fmt: skip
+    return found or None
+
+
+def unknown(network: Footprint) -> tuple[Gains, str]:
+    """Return the gains to choose by where there are no samples, and what to call them.
+
+    Those of ``rule``, of the weights of expansions alone where there are any: on person detection,
+    CIFAR-10 and spoken digits its optima among all weights learned worse (``make bench-plans``).
+    """
+    narrow = expansions(network)
+    said = RULE if narrow is None else f"{RULE} among plans with {NARROW}"
+    return rule(network).among(narrow, 0), said
+
+
+def rule(network: Footprint, power: float = 0.5) -> Gains:
     """Return gains for a network of which nothing was measured.
 
-    The weight of a layer d layers before the head is worth 0.97**d points, the fraction f of it
-    sqrt(f) of that; its bias a sixteenth, and so the weight of a depthwise layer.  These are about
-    the proportions measured for mcunet-5fps on person detection, where depthwise weights gained
-    nothing, and biases a little each, wherever they stood.
+    The weight of a layer d layers before the head is worth 0.97**d points, its fraction f
+    f**power of that; its bias a sixteenth, and so the weight of a depthwise layer.  These are
+    about the proportions measured for mcunet-5fps on person detection, where depthwise weights
+    gained nothing, and biases a little each, wherever they stood.
     """
     n = len(network.convs)
     worth = [DECAY ** (n - 1 - i) for i in range(n)]
     biases = {k: BIAS * sum(worth[n - k : n - 1]) for k in range(2, n + 1)}
     weights = {
-        w.key: worth[i] * float(w.key[1]) ** 0.5
+        w.key: worth[i] * float(w.key[1]) ** power
         * (DEPTHWISE if network.convs[i].kind == "depthwise" else 1.0)
         for i in range(n - 1) for w in network.weights[i]
     }  # fmt: skip
@@ -141,8 +184,7 @@ def rule(network: Footprint) -> Gains:
 class Choice:
     """A plan, its predicted gain, by how much the optimum may be better at most (both points), and
     what it takes, compiled; the effort of finding it: programmes solved, plans compiled, seconds;
-    ``at_least`` is the number of biases that the optimum was bound to have; with ``by_rule`` it is
-    that of ``rule``.
+    and what it is the optimum of, and among which plans.
     """
 
     plan: UpdatePlan
@@ -153,8 +195,7 @@ class Choice:
     solved: int
     compiled: int
     seconds: float
-    at_least: int = 0
-    by_rule: bool = False
+    of: str = MEASURED
 
 
 class _Programme:
@@ -428,7 +469,7 @@ def _nothing_fits(
     )
 
 
-def trials(
+def offers(
     network: Footprint,
     found: Contributions,
     ram: int,
@@ -436,46 +477,90 @@ def trials(
     build: Callable[[UpdatePlan], Blob] | None = None,
     report: Reporter | None = None,
 ) -> list[Choice]:
-    """Return the optimum, and that with at least each of ``LEAST`` of the biases where so many
-    fit, of the measured gains and of the rule's, and of the former with as many biases as fit:
-    each plan once, with the gain that was measured.  Raises SproutError as ``best`` does."""
-    measured_gains, unknown = from_analysis(found), rule(network)
-    many = Gains({k: float(k) for k in measured_gains.biases}, {})
+    """Return the plans that may be the best, each once, with the gain that was measured.
+
+    Optima of the measured gains and of the rule's, with weights of all layers and of expansions
+    alone (of those the rule's also with gains in proportion to the fractions), with at least each
+    of ``LEAST`` of the biases where so many fit; and of the measured gains with as many biases as
+    fit.  Raises SproutError as ``best`` does.
+    """
+    gains = from_analysis(found)
+    many = Gains({k: float(k) for k in gains.biases}, {})
     most = best(network, many, ram, macs, build, report).plan.biases
     leasts = [math.ceil(share * len(network.convs)) for share in LEAST]
+    tasks: list[tuple[str, Gains, frozenset[int] | None, int]] = []
+    narrow = expansions(network)
+    for of, some in ((MEASURED, gains), (RULE, rule(network))):
+        tasks += [(of, some, None, least) for least in leasts]
+        tasks += [(of, some, narrow, least) for least in leasts if narrow]
+    proportional = RULE + " with gains in proportion to the fractions"
+    tasks += [(proportional, rule(network, 1.0), narrow, least) for least in leasts if narrow]
+    tasks.append((MEASURED, gains, None, most))
     choices: list[Choice] = []
-    tasks = [*itertools.product((measured_gains, unknown), leasts), (measured_gains, most)]
-    for gains, least in tasks:
-        ahead = sum(gain for gain in gains.weights.values() if gain > 0)  # of any sum of weights
-        bonus = ahead if least else 0.0
-        some = {k: g + bonus for k, g in gains.biases.items() if k >= least}
-        choice = best(network, Gains(some, gains.weights), ram, macs, build, report)
+    for of, some, layers, least in tasks:
+        choice = best(network, some.among(layers, least), ram, macs, build, report)
         if choice.plan.biases >= least and choice.plan not in [c.plan for c in choices]:
-            choices.append(
-                dataclasses.replace(
-                    choice,
-                    gain=measured_gains.of(choice.plan),
-                    at_least=least,
-                    by_rule=gains is unknown,
-                )
-            )
+            bound = [f"at least {least} biases"] if least else []
+            bound += [NARROW] if layers is not None else []
+            among = f" among plans with {' and '.join(bound)}" if bound else ""
+            choices.append(dataclasses.replace(choice, gain=gains.of(choice.plan), of=of + among))
     return choices
 
 
-def winner(bench: Bench, choices: Sequence[Choice], results: Results) -> Choice:
-    """Return the choice with the least held-out loss, mean of the seeds, or the only one there is.
+@dataclass
+class Trial:
+    """A choice that learned at a rate, and what came of it, seed by seed."""
 
-    ``results`` are those of ``bench``.  Choices within a standard error of the least, that of the
-    differences seed by seed, learn again with twice as many seeds, which decide.
+    choice: Choice
+    rate: float
+    results: list[dict[str, Any]]
+
+    @property
+    def loss(self) -> float:
+        """Held-out loss in nats, mean of the seeds."""
+        return mean_loss(self.results)
+
+
+def compete(bench: Bench, choices: Sequence[Choice]) -> list[Trial]:
+    """Let all choices learn at the rate of the bench, then the half of them with less loss at half
+    that rate, and so on while that makes the least loss less; return them, the least loss first.
+
+    Plans with more weights want lower rates: at one rate for all those with few would win.
     """
-    if len(choices) == 1:
-        return choices[0]
-    close = [choices[i] for i in close_to_least([results[str(c.plan)] for c in choices])]
-    if len(close) > 1:
-        seeds = 2 * bench.task.settings.seeds
-        texts = [str(choice.plan) for choice in close]
-        results = bench.having(seeds=seeds).run(texts, "trying again")
-    return min(close, key=lambda choice: mean_loss(results[str(choice.plan)]))
+
+    def loss(trial: Trial) -> float:
+        return trial.loss
+
+    trials: list[Trial] = []
+    some, rate, least = list(choices), bench.task.settings.rate, math.inf
+    while rate >= LEAST_RATE:
+        results = bench.having(rate=rate).run([str(c.plan) for c in some], "trying")
+        now = sorted((Trial(c, rate, results[str(c.plan)]) for c in some), key=loss)
+        trials += now
+        if now[0].loss >= least:
+            break
+        least, rate = now[0].loss, rate / 2
+        some = [trial.choice for trial in now[: (len(now) + 1) // 2]]
+    return sorted(trials, key=loss)
+
+
+def winner(bench: Bench, trials: Sequence[Trial]) -> Trial:
+    """Return the trial with the least held-out loss, of ``trials`` with the least loss first.
+
+    If others are within a standard error of it, that of the differences seed by seed, the first
+    few of them learn again with twice as many seeds, which decides.
+    """
+    close = [trials[i] for i in close_to_least([trial.results for trial in trials])]
+    close = close[:MOST_AGAIN]
+    if len({str(trial.choice.plan) for trial in close}) == 1:
+        return close[0]
+    seeds = 2 * bench.task.settings.seeds
+    loss: list[float] = []
+    for trial in close:
+        text = str(trial.choice.plan)
+        again = bench.having(rate=trial.rate, seeds=seeds).run([text], "trying again")
+        loss.append(mean_loss(again[text]))
+    return close[int(np.argmin(loss))]
 
 
 def eliminate(

@@ -1,6 +1,6 @@
 """The trade-off: accuracy against RAM, and against multiplications a step, plan by plan.
 
-For each budget the best of the plans that are tried (``choose.trials``), the largest number of
+For each budget the best of the plans that are tried (``choose.offers``), the largest number of
 last layers and the largest number of last biases that fit; the last layer alone and everything
 stand beside them.  Each plan learns from the user's samples and is tested on held-out ones, with
 the seeds of the analysis (``analyze.Bench``).  The more learns, the smaller a rate has to be: a
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .analyze import Bench, Contributions, accuracies, mean_loss, standard_error
-from .choose import trials
+from .choose import offers
 from .footprint import Footprint, measured
 from .graph import SproutError
 from .plan import UpdatePlan, parse
@@ -97,7 +97,7 @@ def plans(
     that are tried.  Everything can only learn from whole frames, whatever the others do."""
     for done, ram in enumerate(budgets, 1):
         try:
-            choices = trials(network, analysis, ram)
+            choices = offers(network, analysis, ram)
         except SproutError:  # nothing fits that little
             continue
         finally:

@@ -10,6 +10,8 @@ import numpy as np
 
 from .graph import SproutError
 
+LEAST_RATE, MOST_RATE = 1e-9, 1e9
+
 
 def rate_parts(rate: float) -> tuple[int, int]:
     """Return (mantissa, exponent) with rate = mantissa * 2**exponent and 2048 <= mantissa < 4096.
@@ -17,7 +19,7 @@ def rate_parts(rate: float) -> tuple[int, int]:
     Four significant digits of ``rate`` count: 32-bit and 64-bit floats agree on those. Raises
     SproutError outside [1e-9, 1e9].
     """
-    if not 1e-9 <= rate <= 1e9:
+    if not LEAST_RATE <= rate <= MOST_RATE:
         raise SproutError(f"The learning rate is {rate} and must lie between 1e-9 and 1e9.")
     digits, text = f"{rate:.3e}".split("e")
     power = int(text) - 3
