@@ -24,7 +24,7 @@ from sprout.graph import SproutError
 
 PLANS = {
     "mcunet-5fps.pkl": common.PLAN,
-    "proxyless-w0.3.pkl": "b24,46:1/2,48:1/4,54:1,58:1/2",
+    "proxyless-w0.3.pkl": "b34,27:1/2,30:1/2,33:1/4,36:1/4,39:1/2,42:1/2,45:1/8,51:1/8,54:1/8",
     "mlperf_vww_96_int8.tflite": "b12,21:1/2,22:1/4,24:1",
 }
 STEPS, RATE, UNIT = 8, 0.002, 256
