@@ -261,7 +261,7 @@ class RatedBench:
     """A bench whose plans, b and a number, come to a loss by plan, rate and number of seeds."""
 
     def __init__(self, loss, rate=0.004, seeds=1):
-        self.loss = loss
+        self.loss, self.all_samples = loss, 480
         self.asked: list[tuple[str, float, int]] = []
         self.task = SimpleNamespace(settings=SimpleNamespace(rate=rate, seeds=seeds))
 
@@ -315,6 +315,8 @@ def test_plans_that_are_close_are_tried_again():
     bench.asked.clear()
     assert choose.winner(bench, trials) is trials[1]
     assert bench.asked == [("b2", 0.004, 6), ("b3", 0.004, 6)]
+    bench.all_samples = 11  # too few for six seeds
+    assert choose.winner(bench, trials) is trials[0]
 
 
 def test_the_frontier_keeps_the_best_of_the_plans_tried_for_a_budget():

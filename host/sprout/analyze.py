@@ -240,10 +240,9 @@ class Bench:
         rate_parts(settings.rate)  # complains
         self.all_samples = len(samples)
         count = min(settings.samples, len(samples))
-        parts = max(3, settings.seeds)
-        if count < 2 * parts:
+        if count < (least := least_samples(settings.seeds)):
             raise SproutError(
-                f"An analysis with {settings.seeds} seeds needs at least {2 * parts} samples "
+                f"An analysis with {settings.seeds} seeds needs at least {least} samples "
                 f"and there are {count}: give more."
             )
         some = samples.take(sample_order(len(samples), 1, 0)[:count])
@@ -344,6 +343,11 @@ class Bench:
                 mine = data[number * len(parts) :][: len(parts)]
                 frozen[first] = Replay(cut, spans, np.concatenate(mine))
             yield frozen
+
+
+def least_samples(seeds: int) -> int:
+    """Return how many samples it takes for each of so many seeds to hold out two."""
+    return 2 * max(3, seeds)
 
 
 def subject(model: bytes, classes: list[str] | None) -> dict[str, Any]:

@@ -48,6 +48,7 @@ from .analyze import (
     Gain,
     accuracies,
     close_to_least,
+    least_samples,
     mean_loss,
 )
 from .blob import Blob
@@ -548,13 +549,15 @@ def winner(bench: Bench, trials: Sequence[Trial]) -> Trial:
     """Return the trial with the least held-out loss, of ``trials`` with the least loss first.
 
     If others are within a standard error of it, that of the differences seed by seed, the first
-    few of them learn again with twice as many seeds, which decides.
+    few of them learn again with twice as many seeds, which decides; not with too few samples for
+    that.
     """
     close = [trials[i] for i in close_to_least([trial.results for trial in trials])]
     close = close[:MOST_AGAIN]
-    if len({str(trial.choice.plan) for trial in close}) == 1:
-        return close[0]
     seeds = 2 * bench.task.settings.seeds
+    one = len({str(trial.choice.plan) for trial in close}) == 1
+    if one or bench.all_samples < least_samples(seeds):
+        return close[0]
     loss: list[float] = []
     for trial in close:
         text = str(trial.choice.plan)
