@@ -130,3 +130,20 @@ def test_a_rate_that_is_none_is_damage(rate):
     blob.meta["rate"] = rate
     with pytest.raises(SproutError, match="net is damaged, its learning rate is none"):
         blobs.read(blob.to_bytes(), "net")
+
+
+def test_climbs_to_the_power_with_the_greatest_score():
+    def climbed(best, powers=(-1, 0, 1)):
+        asked: list[int] = []
+
+        def score(some):
+            asked.extend(some)
+            return [-abs(power - best) for power in some]
+
+        return rates.climb(score, powers), asked
+
+    assert climbed(0) == ((0, 0), [-1, 0, 1])
+    assert climbed(3) == ((3, 0), [-1, 0, 1, 2, 3, 4])
+    assert climbed(-2.5) == ((-3, -0.5), [-1, 0, 1, -2, -3, -4])  # the smaller one of two
+    assert climbed(99, rates.POWERS) == ((rates.MOST_POWER, -95), [-2, -1, 0, 1, 2, 3, 4])
+    assert climbed(-99)[0][0] == rates.LEAST_POWER

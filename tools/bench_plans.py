@@ -41,6 +41,7 @@ from sprout.choose import Choice, Trial
 from sprout.footprint import Footprint, measured
 from sprout.plan import UpdatePlan
 from sprout.progress import Reporter
+from sprout.rates import climb
 
 BUDGETS = {"49 KB": PLAN, "148 KB": "b23,21:1,24:1,27:1,30:1,36:1,39:1/2"}
 """The paper's plans by its own names for them: all beside one take at most its RAM."""
@@ -181,14 +182,15 @@ def learn(
 
 def tune(row: dict[str, Any], data: dict[str, Dataset], jobs: int) -> None:
     """Find the rate of a row, and what it comes to on held-out samples."""
-    guess, score, todo = row["rate"], dict[int, float](), [-1, 0, 1]
-    while todo:
-        rates = [guess * 2.0**power for power in todo]
-        found = learn(row, rates, TUNING_SEEDS, "held_out", data, jobs)
-        score |= {power: float(np.mean(some)) for power, some in zip(todo, found, strict=True)}
-        best = max(sorted(score), key=lambda power: score[power])
-        todo = [power for power in (best - 1, best + 1) if power not in score]
-    row |= {"rate": guess * 2.0**best, "held_out": score[best]}
+    guess = row["rate"]
+
+    def score(powers: Sequence[int]) -> list[float]:
+        some = [guess * 2.0**power for power in powers]
+        found = learn(row, some, TUNING_SEEDS, "held_out", data, jobs)
+        return [float(np.mean(each)) for each in found]
+
+    power, row["held_out"] = climb(score, (-1, 0, 1))
+    row["rate"] = guess * 2.0**power
 
 
 def floats(name: str) -> list[float]:

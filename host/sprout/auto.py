@@ -127,8 +127,9 @@ def choose_plan(
             best = choose.winner(bench, trials)
             choice, learned = best.choice, best.results
         else:
-            gains, of = choose.unknown(network)
-            if found is not None:
+            if found is None:
+                gains, of = choose.unknown(network)
+            else:
                 gains, of = choose.from_analysis(found), choose.MEASURED
             choice = choose.best(network, gains, want.ram, macs, make, report)
             choice = dataclasses.replace(choice, of=of)

@@ -32,6 +32,7 @@ import dataclasses
 import heapq
 import itertools
 import math
+import operator
 import os
 import sys
 import time
@@ -73,8 +74,6 @@ DECAY, BIAS, DEPTHWISE = 0.97, 1 / 16, 1 / 16
 
 MEASURED, RULE = "of the measured gains", "by the rule for unknown data"
 """What a plan is the optimum of."""
-
-NARROW = "weights of expansions alone"
 
 MOST_AGAIN = 4
 """Plans that are close and learn again with twice as many seeds, at most."""
@@ -158,8 +157,14 @@ def unknown(network: Footprint) -> tuple[Gains, str]:
     CIFAR-10 and spoken digits its optima among all weights learned worse (``make bench-plans``).
     """
     narrow = expansions(network)
-    said = RULE if narrow is None else f"{RULE} among plans with {NARROW}"
-    return rule(network).among(narrow, 0), said
+    return rule(network).among(narrow, 0), RULE + _among(narrow, 0)
+
+
+def _among(layers: Container[int] | None, least: int) -> str:
+    """Say among which plans ``Gains.among`` leaves the optimum."""
+    bound = [f"at least {least} biases"] if least else []
+    bound += ["weights of expansions alone"] if layers is not None else []
+    return f" among plans with {' and '.join(bound)}" if bound else ""
 
 
 def rule(network: Footprint, power: float = 0.5) -> Gains:
@@ -501,10 +506,8 @@ def offers(
     for of, some, layers, least in tasks:
         choice = best(network, some.among(layers, least), ram, macs, build, report)
         if choice.plan.biases >= least and choice.plan not in [c.plan for c in choices]:
-            bound = [f"at least {least} biases"] if least else []
-            bound += [NARROW] if layers is not None else []
-            among = f" among plans with {' and '.join(bound)}" if bound else ""
-            choices.append(dataclasses.replace(choice, gain=gains.of(choice.plan), of=of + among))
+            said, gain = of + _among(layers, least), gains.of(choice.plan)
+            choices.append(dataclasses.replace(choice, gain=gain, of=said))
     return choices
 
 
@@ -528,10 +531,7 @@ def compete(bench: Bench, choices: Sequence[Choice]) -> list[Trial]:
 
     Plans with more weights want lower rates: at one rate for all those with few would win.
     """
-
-    def loss(trial: Trial) -> float:
-        return trial.loss
-
+    loss = operator.attrgetter("loss")
     trials: list[Trial] = []
     some, rate, least = list(choices), bench.task.settings.rate, math.inf
     while rate >= LEAST_RATE:

@@ -4,14 +4,15 @@ For each budget the best of the plans that are tried (``choose.offers``), the la
 last layers and the largest number of last biases that fit; the last layer alone and everything
 stand beside them.  Each plan learns from the user's samples and is tested on held-out ones, with
 the seeds of the analysis (``analyze.Bench``).  The more learns, the smaller a rate has to be: a
-family learns at that multiple of the analysis's (``POWERS``) at which its largest plan has the
-least held-out loss.  The samples that chose a rate or a plan also test it, so all numbers are
+family learns at that multiple of the analysis's (``rates.climb``) at which its largest plan has
+the least held-out loss.  The samples that chose a rate or a plan also test it, so all numbers are
 somewhat flattering, those of the found plans most.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +25,10 @@ from .footprint import Footprint, measured
 from .graph import SproutError
 from .plan import UpdatePlan, parse
 from .progress import Reporter
+from .rates import climb
 
 BUDGETS = tuple(range(32, 257, 32))
 """KiB of RAM."""
-
-POWERS, LEAST_POWER, MOST_POWER = (-2, -1, 0, 1), -7, 4
-"""Of 2, times the analysis's rate: the rates that each family tries first, and how far it goes on
-while the last one is the best."""
 
 FAMILIES = {
     "found": "the plan found for each budget",
@@ -124,23 +122,17 @@ def plans(
 def rates(bench: Bench, points: Sequence[Point]) -> dict[str, float]:
     """Return the rate of each family."""
     largest = {p.family: p.plan for p in sorted(points, key=lambda p: p.ram)}
-    loss: dict[str, dict[int, float]] = {family: {} for family in largest}
-    best: dict[str, int] = {}
-    todo = {power: list(largest) for power in POWERS}
-    while todo:
-        for power, families in todo.items():
-            rate = bench.task.settings.rate * 2.0**power
-            texts = [largest[family] for family in families]
-            results = bench.having(rate=rate).run(texts, f"learning at rate {rate:g}")
-            for family in families:
-                loss[family][power] = mean_loss(results[largest[family]])
-        todo = {}
-        for family, some in loss.items():
-            best[family] = min(some, key=lambda power: some[power])
-            for power in (best[family] - 1, best[family] + 1):
-                if power not in some and LEAST_POWER <= power <= MOST_POWER:
-                    todo.setdefault(power, []).append(family)
-    return {family: bench.task.settings.rate * 2.0**power for family, power in best.items()}
+    guess = bench.task.settings.rate
+
+    def score(plan: str, powers: Sequence[int]) -> list[float]:
+        found = []
+        for rate in (guess * 2.0**power for power in powers):
+            results = bench.having(rate=rate).run([plan], f"learning at rate {rate:g}")
+            found.append(-mean_loss(results[plan]))
+        return found
+
+    best = {family: climb(functools.partial(score, plan)) for family, plan in largest.items()}
+    return {family: guess * 2.0**power for family, (power, _) in best.items()}
 
 
 def measure(bench: Bench, points: Sequence[Point]) -> list[Point]:

@@ -16,7 +16,7 @@ Samples, seeds and parts held out are those of ``analyze``; results are kept bes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,28 @@ BURST = 8
 LOOKS = 4
 STEPS = 1000
 POINT = 1.0
+
+
+POWERS, LEAST_POWER, MOST_POWER = (-2, -1, 0, 1), -7, 4
+"""Of two, times a first guess of a rate: those that ``climb`` tries first, and its bounds."""
+
+
+def climb(
+    score: Callable[[Sequence[int]], Sequence[float]], powers: Sequence[int] = POWERS
+) -> tuple[int, float]:
+    """Return the power of two with the greatest score, and the score: of ``powers``, and of those
+    beside the best one as long as that makes it better.  The smaller one wins a tie.
+
+    ``score`` gets several powers at a time.
+    """
+    found: dict[int, float] = {}
+    todo = list(powers)
+    while todo:
+        found |= zip(todo, score(todo), strict=True)
+        best = max(sorted(found), key=lambda power: found[power])
+        beside = (best - 1, best + 1)
+        todo = [p for p in beside if p not in found and LEAST_POWER <= p <= MOST_POWER]
+    return best, found[best]
 
 
 @dataclass
